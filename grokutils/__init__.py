@@ -1,0 +1,23 @@
+"""Grokking and its collapse, re-run, measured and checked.
+
+>>> from grokutils import RunConfig, train, load_record
+>>> record = train(RunConfig.recipe("express", steps=2_000), out="runs/x")    # doctest: +SKIP
+"""
+
+from .config import ConfigError, RunConfig
+from .data import DataError
+from .record import Record, RecordError, load_record
+from .train import TrainingDiverged, TrainingInterrupted, train
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Record",
+    "RecordError",
+    "RunConfig",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "load_record",
+    "train",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,181 @@
+"""The Marchenko-Pastur law, in closed form, and the two ways of fitting its scale to a spectrum.
+
+For an N x M matrix (N >= M, Q = N / M) of independent entries with mean 0 and standard deviation sigma, the M
+eigenvalues of W^T W / N fill, for large N and M, the interval between (1 - 1/sqrt(Q))^2 and (1 + 1/sqrt(Q))^2,
+times sigma^2, with the density
+
+    Q / (2 pi sigma^2 x) * sqrt((x_max - x) (x - x_min))
+
+(Marchenko and Pastur, Math. USSR Sbornik 1, 1967). Here x always stands for such eigenvalues: divided by N, or
+by their mean, which is the same thing up to sigma.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import fmin
+
+
+def check_law(Q: float, sigma) -> None:
+    if not (np.isfinite(Q) and Q >= 1):
+        raise ValueError(f"Q = N / M must be 1 or more (N is the longer side); got {Q!r}.")
+    if not (np.all(np.isfinite(sigma)) and np.all(np.asarray(sigma) > 0)):
+        raise ValueError(f"sigma must be a positive number; got {sigma!r}.")
+
+
+def mp_support(Q: float, sigma: float = 1.0) -> tuple[float, float]:
+    """The edges of the bulk.
+
+    >>> mp_support(4.0)
+    (0.25, 2.25)
+    """
+    check_law(Q, sigma)
+    root = np.sqrt(1.0 / Q)
+    return (sigma * (1.0 - root)) ** 2, (sigma * (1.0 + root)) ** 2
+
+
+def mp_pdf(x, Q: float, sigma: float = 1.0) -> np.ndarray:
+    """Density at ``x`` (any shape); zero outside the bulk.
+
+    >>> float(mp_pdf(1.0, 4.0).round(4))
+    0.6164
+
+    At Q = 1 it diverges at x = 0, and is infinite there. Source: the module's first lines.
+    """
+    low, high = mp_support(Q, sigma)
+    x = np.asarray(x, dtype=np.float64)
+    inside = np.maximum((high - x) * (x - low), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        density = Q * np.sqrt(inside) / (2.0 * np.pi * sigma**2 * x)
+    return np.where(inside > 0, density, np.where((x == 0) & (low == 0), np.inf, 0.0))
+
+
+def mp_cdf(x, Q: float, sigma: float = 1.0) -> np.ndarray:
+    """The share of the law at or below ``x`` (any shape), in closed form.
+
+    >>> mp_cdf([0.0, 1.0, 4.0], 1.0).round(4).tolist()
+    [0.0, 0.609, 1.0]
+
+    With a = x_min, b = x_max and the two angles
+
+        theta = 2 atan(sqrt((x - a) / (b - x))),   phi = 2 atan(sqrt(b (x - a) / (a (b - x)))),
+
+    both running from 0 at a to pi at b, the integral of the density is
+
+        Q / (2 pi sigma^2) * ( sqrt((b - x)(x - a)) + (a + b) / 2 * theta - sqrt(a b) * phi ),
+
+    as differentiation shows. Angles rather than arcsines keep full precision at the edges.
+    """
+    low, high = mp_support(Q, sigma)
+    x = np.clip(np.asarray(x, dtype=np.float64), low, high)
+    below, above = x - low, high - x
+    theta = 2.0 * np.arctan2(np.sqrt(below), np.sqrt(above))
+    phi = 2.0 * np.arctan2(np.sqrt(high * below), np.sqrt(low * above))
+    integral = np.sqrt(above * below) + 0.5 * (low + high) * theta - np.sqrt(low * high) * phi
+    return np.clip(integral * Q / (2.0 * np.pi * sigma**2), 0.0, 1.0)
+
+
+def mp_quantile(p, Q: float, sigma: float = 1.0) -> np.ndarray:
+    """Where the law has the share ``p`` (any shape, between 0 and 1) at or below: the inverse of `mp_cdf`.
+
+    >>> float(mp_quantile(0.5, 1.0).round(4))
+    0.6528
+    """
+    low, high = mp_support(Q)
+    p = np.asarray(p, dtype=np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p must lie between 0 and 1; got {p!r}.")
+    left, right = np.full(p.shape, low), np.full(p.shape, high)
+    for _ in range(60):  # halving: nothing to tune, and 60 halvings reach the last digit
+        middle = 0.5 * (left + right)
+        over = mp_cdf(middle, Q) > p
+        left, right = np.where(over, left, middle), np.where(over, middle, right)
+    check_law(Q, sigma)
+    return sigma**2 * np.where(p == 0, low, right)
+
+
+@lru_cache(maxsize=256)
+def mp_median(Q: float) -> float:
+    """The median of the law with sigma = 1."""
+    return float(mp_quantile(0.5, Q))
+
+
+def bulk_sigma(x: np.ndarray, Q: float) -> float:
+    """The sigma whose median is the median of ``x``; NaN if that is zero.
+
+    Half of all eigenvalues would have to be traps before the median noticed their size, and there is no grid that
+    sigma could run into and no special case at Q = 1.
+    """
+    median = float(np.median(x))
+    return float(np.sqrt(median / mp_median(Q))) if median > 0 else np.nan
+
+
+# What follows is WeightWatcher 0.7.5.5's fit: the same sums in the same order, so that the minimiser takes
+# the same path to the same last digit. Its two weaknesses are kept: at Q = 1 the curve it fits does not widen
+# with sigma, and sigma starts at 0.05 of the value that would put the largest eigenvalue on the edge.
+
+_BANDWIDTH = 0.1
+_LOW_DENSITY = 0.01
+_NO_FIT = 1000.0
+
+
+def weightwatcher_sigma(x: np.ndarray, Q: float) -> float:
+    """Least squares between the law and a triangular kernel estimate of the density; NaN if there is no density.
+
+    ``x`` must have mean 1. The kernel estimate does not depend on sigma and is computed once; WeightWatcher computes
+    it anew for each of the two hundred sigmas that it tries.
+    """
+    points = np.sqrt(x) if Q == 1 else x
+    axis = np.linspace(0, np.max(points) + 0.5, 1000)
+    density = _triangular_density(points, axis)
+    keep = density > _LOW_DENSITY
+    axis, density = axis[keep], density[keep]
+    if axis.size == 0:
+        return np.nan
+    misfit = _misfit_at_q1 if Q == 1 else _misfit
+    start = np.sqrt(np.max(x) / np.square(1 + 1.0 / np.sqrt(Q)))
+    grid = np.mgrid[0.05 * start : 2.0 * start : 0.01 * start]
+    start = grid[np.argmin(misfit(grid, axis, density, Q))]
+    best = fmin(lambda sigma: misfit(sigma, axis, density, Q)[0], start, full_output=True, disp=False)[0]
+    return float(best[0])
+
+
+def _triangular_density(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    total = np.empty(axis.size)
+    rows = max(1, 2**15 // points.size)  # a quarter of a megabyte at a time stays in the cache
+    for i in range(0, axis.size, rows):
+        height = axis[i : i + rows, None] - points
+        np.abs(height, out=height)
+        height *= -1.0 / _BANDWIDTH
+        height += 1.0
+        np.maximum(height, 0.0, out=height)
+        height.sum(axis=1, out=total[i : i + rows])
+    return total / (points.size * _BANDWIDTH)
+
+
+def _sum_of_squares(curves: np.ndarray, density: np.ndarray) -> np.ndarray:
+    residual = np.zeros((len(curves), 1000))  # padded, because the order of the sum depends on the length
+    np.subtract(curves, density, out=residual[:, : density.size])
+    return np.sum(np.square(residual, out=residual), axis=1)
+
+
+def _misfit(sigmas: np.ndarray, axis: np.ndarray, density: np.ndarray, Q: float) -> np.ndarray:
+    high = np.power(sigmas * (1 + np.sqrt(1 / Q)), 2)
+    low = np.power(sigmas * (1 - np.sqrt(1 / Q)), 2)
+    peak = axis[np.argmax(density)]
+    allowed = ~((high < peak) | (high > np.max(axis)) | (low > peak))
+    out = np.full(sigmas.size, density.size * _NO_FIT**2)
+    if allowed.any():
+        s, a, b = (v[allowed, None] for v in (sigmas, low, high))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            curves = np.nan_to_num((1 / (2 * np.pi * s * s * axis * (1 / Q))) * np.sqrt((b - axis) * (axis - a)))
+        out[allowed] = _sum_of_squares(curves, density)
+    return out
+
+
+def _misfit_at_q1(sigmas: np.ndarray, axis: np.ndarray, density: np.ndarray, Q: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        quarter_circle = np.nan_to_num(np.sqrt(4 - axis**2))
+    return _sum_of_squares((1 / (np.pi * sigmas * sigmas))[:, None] * quarter_circle, density)

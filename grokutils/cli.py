@@ -1,0 +1,122 @@
+"""The `grokutils` command: a thin shell over the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .config import RECIPES, ConfigError, RunConfig
+from .data import DataError
+from .record import Record, RecordError, list_records, load_record
+from .train import TrainingDiverged, TrainingInterrupted, train
+
+__all__ = ["main"]
+
+_SHORT = {"learning_rate": "--lr"}
+_ASIDE = {"recipe_name", "members", "seed", "weight_decay", "steps"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 could not be done, 2 misused, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except TrainingInterrupted as error:
+        print(f"grokutils: {error}", file=sys.stderr)
+        return 130
+    except (ConfigError, ValueError) as error:
+        print(f"grokutils: {error}", file=sys.stderr)
+        return 2
+    except (RecordError, DataError, TrainingDiverged, FileNotFoundError) as error:
+        print(f"grokutils: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="grokutils", description="Train networks through grokking and past it, and look at their records."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    t = commands.add_parser(
+        "train",
+        help="train a run, or go on with it",
+        description="Train a run, or go on with it where it stopped. Ctrl-C saves first; the same command "
+        "goes on. Any hyperparameter of the recipe can be overridden.",
+    )
+    t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
+                   help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps")  # fmt: skip
+    t.add_argument("--wd", nargs="+", default=["0"], metavar="WD",
+                   help="weight decay (default 0); several are trained side by side")  # fmt: skip
+    t.add_argument("--seed", nargs="+", default=["0"], metavar="N",
+                   help="seed (default 0); several are trained side by side")  # fmt: skip
+    t.add_argument("--steps", metavar="N", default=argparse.SUPPRESS,
+                   help="optimisation steps, such as 1e5 (default: the recipe's)")  # fmt: skip
+    t.add_argument("--out", metavar="NAME", help="name of the run under runs/, or an absolute path "
+                   "(default: made from the hyperparameters)")  # fmt: skip
+    t.add_argument("--threads", type=int, metavar="N", help="threads (default: chosen by the size of the run)")
+    t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    t.add_argument("--quiet", action="store_true", help="no progress bar")
+    group = t.add_argument_group("hyperparameters (defaults: the recipe's)")
+    for name, _, meaning in RunConfig().describe():
+        if name not in _ASIDE:
+            flag = _SHORT.get(name, "--" + name.replace("_", "-"))
+            group.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS, help=meaning)
+    t.set_defaults(run=_train)
+
+    ls = commands.add_parser("list", help="list the records here", description="List the records here.")
+    ls.set_defaults(run=_list)
+
+    show = commands.add_parser("show", help="show one record", description="Show one record.")
+    show.add_argument("name", help="a run's name or folder")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    overrides = {name: given[name] for name, _, _ in RunConfig().describe() if name in given and name != "seed"}
+    overrides.update(seed=arguments.seed[0], wd=arguments.wd[0])
+    config = RunConfig.recipe(arguments.recipe, **overrides)
+    if len(arguments.seed) > 1 or len(arguments.wd) > 1:
+        config = config.ensemble(arguments.seed, arguments.wd)
+    result = train(
+        config, arguments.out, device=arguments.device, threads=arguments.threads,
+        progress=not arguments.quiet,
+    )  # fmt: skip
+    _print(result)
+    return 0
+
+
+def _print(record: Record) -> None:
+    last = record.metrics.groupby("step")[["train_accuracy", "test_accuracy"]].mean().iloc[-1]
+    state = "complete" if record.complete else f"of {record.config.steps:,}, unfinished"
+    print(f"{record.folder}: {record.step:,} steps ({state}), "
+          f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = list_records()
+    for folder in found:
+        try:
+            _print(Record(folder))
+        except RecordError as error:
+            print(f"{folder}: {error}")
+    if not found:
+        print("There are no records yet; make one with `grokutils train`.")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    record = load_record(arguments.name)
+    _print(record)
+    for name, value, meaning in record.config.describe():
+        if value is not None:
+            print(f"  {name:<14} {value!s:<12} {meaning}")
+    for session in record.provenance["sessions"]:
+        print(f"  trained {session['from_step']:,} to {session['to_step']:,} in {session['wall_s']:,.0f} s "
+              f"on {session['device']}, {session['threads']} thread(s), torch {session['versions']['torch']}")  # fmt: skip
+    saved = record.steps_saved
+    print(f"  weights saved at {len(saved)} steps" + (f", {saved[0]:,} to {saved[-1]:,}" if saved else ""))
+    return 0

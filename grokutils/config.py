@@ -1,0 +1,273 @@
+"""Every hyperparameter of a run: its default, its bounds and what it means, in one place.
+
+The defaults are the *paper* recipe: Table 3 of "Grokking and Generalization Collapse" (P1,
+arXiv 2506.04434). The *express* recipe is the same experiment on the small digits that ship with
+scikit-learn: all three phases in about a minute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ConfigError", "Member", "RunConfig", "RECIPES"]
+
+
+class ConfigError(ValueError):
+    """A hyperparameter has no meaning; the message names the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a run: its seed (subset, initial weights, batches) and its weight decay."""
+
+    seed: int
+    weight_decay: float
+
+
+def _spec(default, help, *, low=None, high=None, open_low=False, choices=None, symbol=None):
+    """A field with what `RunConfig` needs to check it and the tables need to describe it."""
+    meta = dict(help=help, low=low, high=high, open_low=open_low, choices=choices, symbol=symbol)
+    return field(default=default, metadata=meta)
+
+
+# 2**24: the optimiser counts its steps in float32 on CUDA, exact up to here.
+MAX_STEPS = 2**24
+
+# Images of the rarest class there are to choose from, less what the test set must keep.
+MAX_PER_CLASS = {"mnist": 850, "digits": 150}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All hyperparameters of a run, checked when it is made.
+
+    >>> RunConfig.recipe("express", weight_decay=0.01, steps=2_000).batch_size
+    200
+
+    Values given as text or as whole floats are taken (``steps="1e5"``, ``steps=1e5``).
+
+    Raises
+    ------
+    ConfigError : a value out of bounds, of the wrong kind, or that fits no other
+        (a batch that does not divide the training set).
+    """
+
+    recipe_name: str = _spec("paper", "which recipe the defaults came from", choices=("paper", "express"))
+    dataset: str = _spec("mnist", "images and labels", choices=("mnist", "digits"))
+    per_class: int = _spec(100, "training images per class, drawn with the seed", low=1)
+    random_labels: float = _spec(
+        0.0, "share of the training labels replaced by random ones (a control)", low=0, high=1
+    )
+    model: str = _spec("mlp", "architecture", choices=("mlp",))
+    depth: int = _spec(3, "linear layers", low=2, high=8)
+    width: int = _spec(200, "hidden units per hidden layer", low=1, high=8192)
+    init_scale: float = _spec(
+        8.0, "factor on PyTorch's default initial weights and biases", low=0, high=1000, open_low=True
+    )
+    learning_rate: float = _spec(5e-4, "AdamW learning rate", low=0, high=10, open_low=True, symbol="lr")
+    weight_decay: float = _spec(0.0, "AdamW decoupled weight decay", low=0, high=10, symbol="wd")
+    beta1: float = _spec(0.9, "AdamW beta 1", low=0, high=0.999999)
+    beta2: float = _spec(0.999, "AdamW beta 2", low=0, high=0.99999999)
+    eps: float = _spec(1e-8, "AdamW epsilon", low=0, high=1, open_low=True)
+    batch_size: int = _spec(200, "images per step", low=1)
+    batch_order: str = _spec(
+        "fixed",
+        "'fixed': the same minibatches in the same order for ever (the authors' published loop); "
+        "'reshuffle': new minibatches every epoch",
+        choices=("fixed", "reshuffle"),
+    )
+    steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
+    dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
+    seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
+    members: tuple[Member, ...] | None = field(
+        default=None,
+        metadata=dict(help="several (seed, weight decay) networks trained side by side"),
+    )
+
+    # -- making one ---------------------------------------------------------------------------------
+
+    @classmethod
+    def recipe(cls, name: str = "express", **overrides: Any) -> RunConfig:
+        """The named recipe with any field overridden; ``wd`` and ``lr`` are accepted as short names, and
+        None leaves the recipe's own value.
+
+        >>> RunConfig.recipe("paper").steps
+        10000000
+        """
+        if name not in RECIPES:
+            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {name!r}.")
+        values = {"recipe_name": name, **RECIPES[name]}
+        values.update({_LONG_NAME.get(k, k): v for k, v in overrides.items() if v is not None})
+        unknown = sorted(set(values) - set(_FIELDS))
+        if unknown:
+            raise ConfigError(f"there is no hyperparameter {unknown[0]!r}; there are {', '.join(_FIELDS)}.")
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def ensemble(self, seeds: Iterable[int], weight_decays: Iterable[float] | None = None) -> RunConfig:
+        """The same run with one member for each pair of seed and weight decay.
+
+        >>> len(RunConfig.recipe("express").ensemble(range(3), (0.0, 0.01)).networks)
+        6
+        """
+        decays = [self.weight_decay] if weight_decays is None else list(weight_decays)
+        return self.replace(members=tuple(Member(s, d) for d, s in itertools.product(decays, seeds)))
+
+    def __post_init__(self) -> None:
+        for name, spec in _FIELDS.items():
+            value = getattr(self, name)
+            object.__setattr__(
+                self, name, _checked_members(value) if name == "members" else _checked(name, value, spec)
+            )
+        if self.per_class > MAX_PER_CLASS[self.dataset]:
+            raise ConfigError(
+                f"per_class must be between 1 and {MAX_PER_CLASS[self.dataset]} for {self.dataset}; "
+                f"got {self.per_class}."
+            )
+        if self.train_size % self.batch_size:
+            raise ConfigError(
+                f"batch_size must divide the training set of {self.train_size} images; got {self.batch_size}."
+            )
+
+    # -- what follows from it -----------------------------------------------------------------------
+
+    @property
+    def train_size(self) -> int:
+        """Images in the training set (ten classes)."""
+        return 10 * self.per_class
+
+    @property
+    def networks(self) -> tuple[Member, ...]:
+        """The members of the run; a run of one network has one."""
+        return self.members or (Member(self.seed, self.weight_decay),)
+
+    @property
+    def name(self) -> str:
+        """A folder name that says what differs from the recipe; ``steps`` is left out, since a longer
+        run continues a shorter one."""
+        if self.members is None:
+            parts = [self.recipe_name, f"wd{self.weight_decay:g}", f"seed{self.seed}"]
+        else:
+            parts = [self.recipe_name, f"{len(self.members)}members"]
+        base = RunConfig.recipe(self.recipe_name)
+        aside = {"recipe_name", "weight_decay", "seed", "steps", "members"}
+        changed = {n: v for n in _FIELDS if n not in aside and (v := getattr(self, n)) != getattr(base, n)}
+        parts += [f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in changed.items()]
+        if self.members is not None:
+            parts.append(self.identity[:8])
+        return "-".join(parts)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything that determines the trajectory: all fields but ``steps`` and the
+        recipe's name. Two runs of one identity are the same run, one perhaps longer."""
+        values = self.to_dict()
+        for name in ("steps", "recipe_name"):
+            del values[name]
+        if self.members is not None:
+            # a member carries its own seed and decay, so these two no longer mean anything
+            del values["seed"], values["weight_decay"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`."""
+        unknown = sorted(set(values) - set(_FIELDS))
+        if unknown:
+            raise ConfigError(f"there is no hyperparameter {unknown[0]!r}; there are {', '.join(_FIELDS)}.")
+        return cls(**values)
+
+    def describe(self) -> list[tuple[str, Any, str]]:
+        """(name, value, meaning) of every field, for tables."""
+        return [(name, getattr(self, name), spec["help"]) for name, spec in _FIELDS.items()]
+
+
+_FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(RunConfig)}
+_TYPES = {
+    f.name: type(f.default) for f in dataclasses.fields(RunConfig) if f.name != "members"
+}
+_LONG_NAME = {s["symbol"]: n for n, s in _FIELDS.items() if s.get("symbol")}
+
+# What each recipe changes of the defaults above.
+RECIPES: dict[str, dict[str, Any]] = {
+    "express": dict(
+        dataset="digits", per_class=20, width=100, learning_rate=1e-2, batch_size=200, steps=400_000,
+        dtype="float32",
+    ),
+    "paper": {},
+}
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    """A number from a number or from its text; a whole float will do for an integer."""
+    word = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) and not hasattr(value, "__float__"):
+        raise ConfigError(f"{name} must be {word}; got {value!r}.")
+    try:
+        number = float(value)
+        if kind is int:
+            whole = int(value) if isinstance(value, int) else int(number)
+            if not isinstance(value, int) and whole != number:
+                raise ValueError
+            return whole
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{name} must be {word}; got {value!r}.") from None
+    return number
+
+
+def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
+    kind = _TYPES[name]
+    if kind is str:
+        if value not in spec["choices"]:
+            allowed = ", ".join(map(repr, spec["choices"]))
+            raise ConfigError(f"{name} must be one of {allowed}; got {value!r}.")
+        return value
+    number = _number(name, value, kind)
+    low, high = spec["low"], spec["high"]
+    too_low = low is not None and (number <= low if spec["open_low"] else number < low)
+    if not math.isfinite(number) or too_low or (high is not None and number > high):
+        start = "greater than" if spec["open_low"] else "at least"
+        limit = f"{start} {low:,}" + (f" and at most {high:,}" if high is not None else "")
+        raise ConfigError(f"{name} must be {limit}; got {value!r}.")
+    return number
+
+
+def _checked_members(value: Any) -> tuple[Member, ...] | None:
+    if value is None:
+        return None
+    members = []
+    try:
+        for item in value:
+            pair = (item.seed, item.weight_decay) if isinstance(item, Member) else (
+                (item["seed"], item["weight_decay"]) if isinstance(item, Mapping) else tuple(item)
+            )
+            seed, decay = pair
+            members.append(
+                Member(
+                    _checked("seed", seed, _FIELDS["seed"]),
+                    _checked("weight_decay", decay, _FIELDS["weight_decay"]),
+                )
+            )
+    except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {value!r}.") from None
+    if not members:
+        raise ConfigError("members must name at least one (seed, weight_decay) pair; got none.")
+    if len(set(members)) != len(members):
+        raise ConfigError("members must differ from one another; a (seed, weight_decay) pair is there twice.")
+    return tuple(members)

@@ -1,0 +1,87 @@
+"""Where memorisation, grokking and the collapse begin, from the accuracies alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["Phases", "find_phases"]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Steps at which the phases of a run begin; None for one that it has not reached.
+
+    Attributes
+    ----------
+    memorised : the training set is learnt: the *pre-grokking* phase begins
+    grokking : the test accuracy begins its rise for good
+    peak : the best test accuracy after memorisation
+    collapse : the test accuracy has fallen for good: the *anti-grokking* phase begins
+    peak_accuracy, final_accuracy : test accuracy at the peak and at the end
+    """
+
+    memorised: int | None
+    grokking: int | None
+    peak: int | None
+    collapse: int | None
+    peak_accuracy: float
+    final_accuracy: float
+
+
+def find_phases(
+    metrics: pd.DataFrame, *, memorised: float = 0.99, rise: float = 0.05, drop: float = 0.10
+) -> Phases:
+    """Phases of one member's metrics (columns ``step``, ``train_accuracy``, ``test_accuracy``).
+
+    >>> frame = pd.DataFrame({"step": [0, 10, 100, 1000, 10000],
+    ...     "train_accuracy": [0.1, 1, 1, 1, 1], "test_accuracy": [0.1, 0.2, 0.3, 0.9, 0.6]})
+    >>> find_phases(frame)
+    Phases(memorised=10, grokking=100, peak=1000, collapse=10000, peak_accuracy=0.9, final_accuracy=0.6)
+
+    Parameters
+    ----------
+    memorised : training accuracy that counts as learnt
+    rise : grokking begins where the test accuracy is this far above its value at memorisation, and stays
+    drop : the collapse begins where it is this far below its peak, and stays, while the training set is
+        still known
+
+    Raises
+    ------
+    ValueError : a missing column, no rows, or rows of several members.
+    """
+    missing = {"step", "train_accuracy", "test_accuracy"} - set(metrics.columns)
+    if missing:
+        raise ValueError(f"metrics must have the columns step, train_accuracy, test_accuracy; no {missing.pop()}.")
+    if metrics.empty:
+        raise ValueError("metrics must have at least one row; got none.")
+    if metrics.step.duplicated().any():
+        raise ValueError("metrics must be those of one member; a step is there twice.")
+    frame = metrics.sort_values("step")
+    step = frame.step.to_numpy()
+    train, test = frame.train_accuracy.to_numpy(), frame.test_accuracy.to_numpy()
+    learnt = np.flatnonzero(train >= memorised)
+    if not learnt.size:
+        return Phases(None, None, None, None, float(np.nanmax(test)), float(test[-1]))
+    start = int(learnt[0])
+    peak = start + int(np.argmax(test[start:]))
+    rising = _lasting(test[start : peak + 1] >= test[start] + rise)
+    falling = _lasting((test[peak:] <= test[peak] - drop) & (train[peak:] >= memorised))
+    return Phases(
+        memorised=int(step[start]),
+        grokking=None if rising is None else int(step[start + rising]),
+        peak=int(step[peak]),
+        collapse=None if falling is None else int(step[peak + falling]),
+        peak_accuracy=float(test[peak]),
+        final_accuracy=float(test[-1]),
+    )
+
+
+def _lasting(holds: np.ndarray) -> int | None:
+    """First position from which a condition holds to the end, None if it does not hold at the end."""
+    if not holds.size or not holds[-1]:
+        return None
+    broken = np.flatnonzero(~holds)
+    return int(broken[-1]) + 1 if broken.size else 0

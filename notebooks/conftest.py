@@ -1,0 +1,29 @@
+"""Run the notebooks quickly under nbval: overrides go into the cell tagged `parameters`, as papermill's do."""
+
+import os
+import tempfile
+
+import pytest
+
+OVERRIDES = {
+    "01_setup.ipynb": "",
+    "02_train.ipynb": "steps = 1_000",
+}
+
+# what the notebooks train goes to a folder of its own, so that nothing is found there from last time
+_runs = tempfile.TemporaryDirectory(prefix="grokutils-runs-")
+os.environ["GROKUTILS_RUNS"] = _runs.name
+
+
+def pytest_collection_modifyitems(items):
+    notebooks = {}
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            notebooks.setdefault(item.path.name, []).append(item)
+    for name, cells in notebooks.items():
+        if name not in OVERRIDES:
+            raise pytest.UsageError(f"notebooks/conftest.py says nothing of {name}.")
+        tagged = [c for c in cells if "parameters" in c.cell.metadata.get("tags", [])]
+        if len(tagged) != 1:
+            raise pytest.UsageError(f"{name} has {len(tagged)} cells tagged 'parameters' instead of one.")
+        tagged[0].cell.source += "\n" + OVERRIDES[name]
