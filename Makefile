@@ -28,8 +28,9 @@ help:
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter for a new .venv (3.11 or newer)."
 
+# --all, because a page whose notebook has not changed would keep the figures of an older package.
 book: setup
-	$(run) jupyter-book build $(BOOKFLAGS) book
+	$(run) jupyter-book build --all $(BOOKFLAGS) book
 	@echo "The book is built. Open this page:"
 	@echo "  $(CURDIR)/book/_build/html/index.html"
 

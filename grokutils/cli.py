@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import paths
 from .config import RECIPES, ConfigError, RunConfig
 from .data import DataError
-from .record import Record, RecordError, list_records, load_record
+from .phases import find_phases
+from .record import Record, RecordError, list_records, load_record, publish
 from .train import TrainingDiverged, TrainingInterrupted, train
 
 __all__ = ["main"]
@@ -71,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="show one record", description="Show one record.")
     show.add_argument("name", help="a run's name or folder")
     show.set_defaults(run=_show)
+
+    publish = commands.add_parser(
+        "publish",
+        help="copy a run into results/, compactly",
+        description="Copy a run into results/ with the weights of a few steps only: the start, 1e5, the "
+        "edges of its phases and the end, or those named. An unfinished run keeps what it needs to go on.",
+    )
+    publish.add_argument("name", help="a run's name or folder")
+    publish.add_argument("--to", metavar="NAME", help="name under results/ (default: the run's)")
+    publish.add_argument("--steps", nargs="+", type=float, metavar="N", help="steps whose weights to keep")
+    publish.set_defaults(run=_publish)
     return parser
 
 
@@ -94,6 +107,19 @@ def _print(record: Record) -> None:
     state = "complete" if record.complete else f"of {record.config.steps:,}, unfinished"
     print(f"{record.folder}: {record.step:,} steps ({state}), "
           f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    source = load_record(arguments.name)
+    steps = arguments.steps
+    if steps is None:
+        first = source.metrics[source.metrics.member == 0]
+        edges = find_phases(first)
+        wanted = [0, 1e5, edges.memorised, edges.grokking, edges.peak, edges.collapse, source.step]
+        saved = source.steps_saved
+        steps = {min(saved, key=lambda s: abs(s - w)) for w in wanted if w is not None}
+    _print(publish(source, paths.results_dir() / (arguments.to or source.name), (int(s) for s in steps)))
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,17 +101,16 @@ class RunConfig:
         >>> RunConfig.recipe("paper").steps
         10000000
         """
-        if name not in RECIPES:
-            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {name!r}.")
+        if not isinstance(name, str) or name not in RECIPES:
+            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {_shown(name)}.")
         values = {"recipe_name": name, **RECIPES[name]}
         values.update({_LONG_NAME.get(k, k): v for k, v in overrides.items() if v is not None})
-        unknown = sorted(set(values) - set(_FIELDS))
-        if unknown:
-            raise ConfigError(f"there is no hyperparameter {unknown[0]!r}; there are {', '.join(_FIELDS)}.")
+        _refuse_unknown(values)
         return cls(**values)
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with some fields changed, checked again."""
+        _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
     def ensemble(self, seeds: Iterable[int], weight_decays: Iterable[float] | None = None) -> RunConfig:
@@ -120,8 +119,11 @@ class RunConfig:
         >>> len(RunConfig.recipe("express").ensemble(range(3), (0.0, 0.01)).networks)
         6
         """
-        decays = [self.weight_decay] if weight_decays is None else list(weight_decays)
-        return self.replace(members=tuple(Member(s, d) for d, s in itertools.product(decays, seeds)))
+        weight_decays = [self.weight_decay] if weight_decays is None else weight_decays
+        for name, values in (("seeds", seeds), ("weight_decays", weight_decays)):
+            if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+                raise ConfigError(f"{name} must be several numbers, such as (0, 1); got {_shown(values)}.")
+        return self.replace(members=tuple((s, d) for d, s in itertools.product(weight_decays, seeds)))
 
     def __post_init__(self) -> None:
         for name, spec in _FIELDS.items():
@@ -132,11 +134,12 @@ class RunConfig:
         if self.per_class > MAX_PER_CLASS[self.dataset]:
             raise ConfigError(
                 f"per_class must be between 1 and {MAX_PER_CLASS[self.dataset]} for {self.dataset}; "
-                f"got {self.per_class}."
+                f"got {_shown(self.per_class)}."
             )
         if self.train_size % self.batch_size:
             raise ConfigError(
-                f"batch_size must divide the training set of {self.train_size} images; got {self.batch_size}."
+                f"batch_size must divide the training set of {self.train_size} images; "
+                f"got {_shown(self.batch_size)}."
             )
 
     # -- what follows from it -----------------------------------------------------------------------
@@ -156,16 +159,18 @@ class RunConfig:
         """A folder name that says what differs from the recipe; ``steps`` is left out, since a longer
         run continues a shorter one."""
         if self.members is None:
-            parts = [self.recipe_name, f"wd{self.weight_decay:g}", f"seed{self.seed}"]
+            parts = [self.recipe_name, f"wd{_short(self.weight_decay)}", f"seed{self.seed}"]
         else:
             parts = [self.recipe_name, f"{len(self.members)}members"]
         base = RunConfig.recipe(self.recipe_name)
         aside = {"recipe_name", "weight_decay", "seed", "steps", "members"}
         changed = {n: v for n in _FIELDS if n not in aside and (v := getattr(self, n)) != getattr(base, n)}
-        parts += [f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in changed.items()]
+        parts += [f"{n}={_short(v)}" for n, v in changed.items()]
         if self.members is not None:
             parts.append(self.identity[:8])
-        return "-".join(parts)
+        name = "-".join(parts)
+        # file systems take 255 bytes
+        return name if len(name) <= 200 else f"{name[:180]}-{self.identity[:16]}"
 
     @property
     def identity(self) -> str:
@@ -186,9 +191,9 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_dict`."""
-        unknown = sorted(set(values) - set(_FIELDS))
-        if unknown:
-            raise ConfigError(f"there is no hyperparameter {unknown[0]!r}; there are {', '.join(_FIELDS)}.")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a configuration must map names to values; got {_shown(values)}.")
+        _refuse_unknown(values)
         return cls(**values)
 
     def describe(self) -> list[tuple[str, Any, str]]:
@@ -212,37 +217,58 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _number(name: str, value: Any, kind: type) -> int | float:
-    """A number from a number or from its text; a whole float will do for an integer."""
-    word = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) and not hasattr(value, "__float__"):
-        raise ConfigError(f"{name} must be {word}; got {value!r}.")
+def _refuse_unknown(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in _FIELDS:
+            raise ConfigError(f"there is no hyperparameter {name!r}; there are {', '.join(_FIELDS)}.")
+
+
+def _short(value: Any) -> str:
+    """A value as it goes into a folder's name: as short as tells it from every other."""
+    if isinstance(value, float) and float(brief := f"{value:g}") == value:
+        return brief
+    return str(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as it goes into a message: one line of its repr, never a page."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python does not write out an int of thousands of digits
+        text = "an int of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(value: Any, kind: type) -> int | float | None:
+    """A number from a number or from its text, None if it is none; a whole float will do for an integer."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
+        return None
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
     try:
         number = float(value)
         if kind is int:
-            whole = int(value) if isinstance(value, int) else int(number)
-            if not isinstance(value, int) and whole != number:
-                raise ValueError
-            return whole
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{name} must be {word}; got {value!r}.") from None
-    return number
+            return int(number) if int(number) == number else None
+    except (ValueError, OverflowError):
+        return None
+    return number + 0.0  # -0.0 is 0.0: equal configurations have one name and one identity
 
 
 def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
-        if value not in spec["choices"]:
+        if not isinstance(value, str) or value not in spec["choices"]:
             allowed = ", ".join(map(repr, spec["choices"]))
-            raise ConfigError(f"{name} must be one of {allowed}; got {value!r}.")
+            raise ConfigError(f"{name} must be one of {allowed}; got {_shown(value)}.")
         return value
-    number = _number(name, value, kind)
-    low, high = spec["low"], spec["high"]
-    too_low = low is not None and (number <= low if spec["open_low"] else number < low)
-    if not math.isfinite(number) or too_low or (high is not None and number > high):
-        start = "greater than" if spec["open_low"] else "at least"
-        limit = f"{start} {low:,}" + (f" and at most {high:,}" if high is not None else "")
-        raise ConfigError(f"{name} must be {limit}; got {value!r}.")
+    number = _number(value, kind)
+    low, high, open_low = spec["low"], spec["high"], spec["open_low"]
+    # written so that NaN, of which no comparison holds, is refused
+    if number is None or not (low < number if open_low else low <= number) or not (high is None or number <= high):
+        word = "a whole number" if kind is int else "a number"
+        limit = f"greater than {low:,}" if open_low else f"of at least {low:,}"
+        limit += "" if high is None else f" and at most {high:,}"
+        raise ConfigError(f"{name} must be {word} {limit}; got {_shown(value)}.")
     return number
 
 
@@ -252,6 +278,8 @@ def _checked_members(value: Any) -> tuple[Member, ...] | None:
     members = []
     try:
         for item in value:
+            if isinstance(item, (str, bytes)):
+                raise TypeError
             pair = (item.seed, item.weight_decay) if isinstance(item, Member) else (
                 (item["seed"], item["weight_decay"]) if isinstance(item, Mapping) else tuple(item)
             )
@@ -265,7 +293,7 @@ def _checked_members(value: Any) -> tuple[Member, ...] | None:
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {value!r}.") from None
+        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {_shown(value)}.") from None
     if not members:
         raise ConfigError("members must name at least one (seed, weight_decay) pair; got none.")
     if len(set(members)) != len(members):

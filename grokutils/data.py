@@ -121,14 +121,18 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 def _read_idx(path: Path) -> np.ndarray:
     """An array from an IDX file (LeCun's format: a magic number, big-endian sizes, unsigned bytes)."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     rank = content[3] if len(content) >= 4 else 0
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     expected = 4 + 4 * rank + math.prod(shape)
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * rank:
         raise DataError(f"{path} is not an IDX file of bytes. {_REPAIR}")
     if len(content) != expected:
-        raise DataError(f"{path} is truncated: {len(content):,} bytes, its header says {expected:,}. {_REPAIR}")
+        how = "truncated" if len(content) < expected else "too long"
+        raise DataError(f"{path} is {how}: {len(content):,} bytes, its header says {expected:,}. {_REPAIR}")
     if hashlib.md5(content, usedforsecurity=False).hexdigest() not in _MD5[path.name]:
         raise DataError(f"{path} has been altered: its MD5 is not that of MNIST's file of this name. {_REPAIR}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -151,7 +155,8 @@ def _download(root: Path) -> None:
     try:
         MNIST(str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(_unavailable(root, f"the download failed ({error})")) from error
+        why = " ".join(str(error).split())  # torchvision's spans lines
+        raise DataError(_unavailable(root, f"the download failed ({why})")) from error
 
 
 def _unavailable(root: Path, why: str) -> str:

@@ -23,14 +23,15 @@ def weight_statistics(weight: np.ndarray) -> dict[str, float]:
     w = np.asarray(weight, dtype=np.float64).ravel()
     if w.size == 0:
         raise ValueError("a weight matrix must have at least one entry; got none.")
-    centred = w - w.mean()
-    variance = np.mean(centred**2)
+    # entries that are all the same differ from their computed mean by rounding
+    centred = w - w.mean() if w.min() < w.max() else np.zeros_like(w)
+    std = np.sqrt(np.mean(centred**2))
     return {
         "l2_norm": float(np.sqrt(np.dot(w, w))),
         "max_abs": float(np.abs(w).max()),
         "mean": float(w.mean()),
-        "std": float(np.sqrt(variance)),
-        "kurtosis": float(np.mean(centred**4) / variance**2) if variance > 0 else float("nan"),
+        "std": float(std),
+        "kurtosis": float(np.mean((centred / std) ** 4)) if std > 0 else float("nan"),
     }
 
 
@@ -40,4 +41,5 @@ def l2_norm(weights: Mapping[str, np.ndarray]) -> float:
     >>> l2_norm({"fc1.weight": np.array([[3.0]]), "fc2.weight": np.array([[4.0]]), "fc1.bias": np.ones(1)})
     5.0
     """
-    return float(np.sqrt(sum(np.sum(np.square(w)) for name, w in weights.items() if name.endswith(".weight"))))
+    squares = (np.sum(np.square(w, dtype=np.float64)) for name, w in weights.items() if name.endswith(".weight"))
+    return float(np.sqrt(sum(squares)))

@@ -7,6 +7,7 @@ runs a notebook from the caller's folder, Jupyter from ``notebooks/``, the book 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -63,10 +64,8 @@ def run_dir(out: str | os.PathLike, *, confined: bool = False) -> Path:
     ------
     ValueError : an empty name, or one that leaves its folder.
     """
-    text = os.fspath(out).strip()
-    path = Path(text).expanduser()
-    if not text or text in (".", "runs", "results"):
-        raise ValueError(f"out must name a run, such as 'my-run' or 'runs/my-run'; got {text!r}.")
+    path = _path("out", out)
+    text = os.fspath(out)
     if path.is_absolute():
         if not confined:
             return path
@@ -75,24 +74,43 @@ def run_dir(out: str | os.PathLike, *, confined: bool = False) -> Path:
                 return path
         raise ValueError(f"out must be a name under runs/; the absolute path {text!r} lies outside it.")
     base = runs_dir()
-    if path.parts[0] in ("runs", "results"):
+    if path.parts and path.parts[0] in ("runs", "results"):
         base = runs_dir() if path.parts[0] == "runs" else results_dir()
         path = Path(*path.parts[1:])
     target = base / path
     if ".." in path.parts or not target.resolve().is_relative_to(base.resolve()):
         raise ValueError(f"out must stay inside {base.name}/; got {text!r}.")
+    if not path.parts:
+        raise ValueError(f"out must name a run, such as 'my-run' or 'runs/my-run'; got {text!r}.")
     return target
 
 
+def _path(what: str, value: str | os.PathLike) -> Path:
+    """A parameter's value as a path, ``~`` expanded."""
+    try:
+        text = os.fspath(value).strip()
+        path = Path(text).expanduser()
+        # no NUL, no line break, and no longer than file systems take
+        if text and text.isprintable() and all(len(os.fsencode(part)) <= 255 for part in path.parts):
+            return path
+    except (TypeError, RuntimeError):  # no path at all, or the home of a user there is not
+        pass
+    raise ValueError(f"{what} must name a run, such as 'my-run' or 'runs/my-run'; got {value!r}.")
+
+
 def find_run(name: str | os.PathLike) -> Path:
-    """The folder of an existing run: as given, else the run of that name in ``runs/``, then ``results/``.
+    """The folder of an existing run: the run of that name in ``runs/``, else in ``results/``, else the folder
+    of that name, absolute or seen from the working folder.
 
     Raises
     ------
     FileNotFoundError : no such record; the message lists those there are.
     """
-    given = Path(os.fspath(name)).expanduser()
-    candidates = [given] if given.is_absolute() else [run_dir(name), results_dir() / given, Path.cwd() / given]
+    given = _path("name", name)
+    candidates = [Path.cwd() / given]
+    if not given.is_absolute():
+        with contextlib.suppress(ValueError):  # what is no name under runs/ may still be a folder
+            candidates = [run_dir(name), results_dir() / given, *candidates]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return folder

@@ -50,21 +50,29 @@ def find_phases(
 
     Raises
     ------
-    ValueError : a missing column, no rows, or rows of several members.
+    ValueError : a missing column, no rows, rows of several members, or an accuracy or a threshold outside
+        0 to 1.
     """
+    for name, value in (("memorised", memorised), ("rise", rise), ("drop", drop)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be greater than 0 and at most 1; got {value!r}.")
     missing = {"step", "train_accuracy", "test_accuracy"} - set(metrics.columns)
     if missing:
-        raise ValueError(f"metrics must have the columns step, train_accuracy, test_accuracy; no {missing.pop()}.")
+        raise ValueError(f"metrics must have the columns step, train_accuracy, test_accuracy; no {min(missing)}.")
     if metrics.empty:
         raise ValueError("metrics must have at least one row; got none.")
     if metrics.step.duplicated().any():
         raise ValueError("metrics must be those of one member; a step is there twice.")
+    for name in ("train_accuracy", "test_accuracy"):
+        outside = metrics[name][~metrics[name].between(0, 1)]  # NaN is outside too
+        if len(outside):
+            raise ValueError(f"{name} must be between 0 and 1; got {outside.iloc[0]}.")
     frame = metrics.sort_values("step")
     step = frame.step.to_numpy()
     train, test = frame.train_accuracy.to_numpy(), frame.test_accuracy.to_numpy()
     learnt = np.flatnonzero(train >= memorised)
     if not learnt.size:
-        return Phases(None, None, None, None, float(np.nanmax(test)), float(test[-1]))
+        return Phases(None, None, None, None, float(test.max()), float(test[-1]))
     start = int(learnt[0])
     peak = start + int(np.argmax(test[start:]))
     rising = _lasting(test[start : peak + 1] >= test[start] + rise)

@@ -22,6 +22,9 @@ __all__ = ["PHASE_COLORS", "phase_tints", "style", "training_curves", "training_
 
 STYLE = Path(__file__).with_name("grokutils.mplstyle")
 
+# A colour keeps its meaning in every figure; all can be told apart by colour-blind readers (petroff6).
+COLORS = {"test": "#1845fb", "train": "#c91f16", "norm": "#404040"}
+
 # The tints of the paper's Figure 1: grey, yellow, green.
 PHASE_COLORS = {"pre-grokking": "#9a9a9a", "grokking": "#f2c500", "anti-grokking": "#3aa655"}
 
@@ -77,16 +80,16 @@ def training_curves(record: Record, reference: Record | None = None, reference_m
                 axes.plot(behind.step, behind[column], color="0.55", lw=1, ls=(0, (4, 2)), zorder=1)
             top.plot([], [], color="0.55", lw=1, ls=(0, (4, 2)), label=f"reference record {reference.name}")
             top.legend(loc="center left", frameon=False, fontsize=8)
-        for column, label, color in (("train_accuracy", "train", "C2"), ("test_accuracy", "test", "C0")):
-            _curve(top, metrics, column, color, label)
-        _curve(bottom, metrics, "l2_norm", "0.25", None)
+        for label in ("train", "test"):
+            _curve(top, metrics, f"{label}_accuracy", COLORS[label], label)
+        _curve(bottom, metrics, "l2_norm", COLORS["norm"], None)
         median = metrics.groupby("step")[["train_accuracy", "test_accuracy"]].median().reset_index()
         phases = find_phases(median)
         for axes in (top, bottom):
             phase_tints(axes, phases, int(steps[-1]), labels=axes is top)
         top.set(ylabel="accuracy", ylim=(0, 1.04), xscale="log")
         top.set_xlim(1, max(steps[-1], reference.step if reference is not None else 0, 10))
-        bottom.set(xlabel="optimisation step", ylabel=r"$\ell^2$ norm of the weights", ylim=(0, None))
+        bottom.set(xlabel="optimisation step", ylabel=r"$\ell^2$ norm of" "\nthe weights", ylim=(0, None))
     return figure
 
 
@@ -107,6 +110,8 @@ def _curve(axes: Axes, metrics: pd.DataFrame, column: str, color: str, label: st
 
 def training_images(config: RunConfig, columns: int = 10) -> Figure:
     """The first training images of each class: one row a class."""
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1; got {columns!r}.")
     dataset = data.load(config, config.networks[0].seed)
     columns = min(columns, config.per_class)
     with style():

@@ -71,7 +71,7 @@ class Record:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, hardware, wall time, data digests and how far the run is."""
-        return _read_json(self.folder / "provenance.json")
+        return _read_json(self.folder / "provenance.json", ("step", "complete", "data", "sessions"))
 
     @property
     def complete(self) -> bool:
@@ -301,13 +301,16 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise RecordError(f"{path} is missing.") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} is damaged ({error}).") from None
+    if not isinstance(value, dict) or any(key not in value for key in needed):
+        raise RecordError(f"{path} is damaged: it is no object with {', '.join(needed) or 'names'}.")
+    return value
 
 
 def _read_config(folder: Path) -> RunConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 __all__ = ["MEASURES_PER_DECADE", "SAVES_PER_DECADE", "log_spaced"]
 
 MEASURES_PER_DECADE = 40
@@ -16,9 +18,14 @@ def log_spaced(steps: int, per_decade: int) -> list[int]:
 
     Points of a short run are points of a longer one too (its own last step aside), so extending a run
     keeps its rows.
+
+    Raises
+    ------
+    ValueError : a negative or fractional number of steps, or fewer than one point a decade.
     """
-    if steps < 0 or per_decade < 1:
-        raise ValueError(f"steps must be at least 0 and per_decade at least 1; got {steps} and {per_decade}.")
+    for name, value, low in (("steps", steps, 0), ("per_decade", per_decade, 1)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}; got {value!r}.")
     points = {0, steps}
     k = 0
     while (point := round(10 ** (k / per_decade))) <= steps:

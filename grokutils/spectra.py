@@ -4,7 +4,7 @@
 >>> W = np.random.default_rng(0).standard_t(3, size=(300, 100))
 >>> fit = fit_power_law(esd(W))
 >>> round(fit.alpha, 2), fit.n_tail, fit.status
-(3.74, 31, 'ok')
+(6.39, 12, 'ok')
 
 Conventions, the same as WeightWatcher's (checked against version 0.7.5.5):
 
@@ -69,21 +69,26 @@ def as_matrix(W, name: str = "W") -> np.ndarray:
         raise ValueError(f"{name} must be a matrix with two dimensions; got shape {tuple(A.shape)}.")
     if A.size == 0:
         raise ValueError(f"{name} must have at least one entry; got shape {tuple(A.shape)}.")
-    # One sum instead of a mask: it is finite only if all entries are (or if it overflowed: then look).
-    if not math.isfinite(A.sum()) and (bad := int(np.count_nonzero(~np.isfinite(A)))):
-        raise ValueError(f"{name} must hold finite numbers; {bad} of its {A.size} entries are NaN or infinite.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = A.sum()  # finite only if all entries are, and cheaper than looking at each
+    if not math.isfinite(total) and (bad := int(np.count_nonzero(~np.isfinite(A)))):
+        raise ValueError(
+            f"{name} must hold finite numbers; {bad} of its {A.size} entries are NaN or infinite."
+        )
     return A
 
 
 def _as_float64(values, name: str) -> np.ndarray:
-    if hasattr(values, "detach") and hasattr(values, "is_complex"):  # a torch tensor; torch itself is not needed
+    if hasattr(values, "detach") and hasattr(values, "is_complex"):  # a tensor, without importing torch
         if values.is_complex():
             raise TypeError(f"{name} must hold real numbers; got a tensor of {values.dtype}.")
         if values.is_meta:
             raise ValueError(f"{name} must hold numbers; got a tensor on the meta device, which has none.")
         if values.is_quantized:
             values = values.dequantize()
-        values = values.detach().to_dense() if values.layout.__str__() != "torch.strided" else values.detach()
+        values = values.detach()
+        if str(values.layout) != "torch.strided":
+            values = values.to_dense()
         return values.cpu().double().numpy()
     try:
         A = np.asarray(values)
@@ -111,15 +116,20 @@ def esd(W) -> np.ndarray:
     taken from the matrix itself and not from W W^T, so that small ones keep their digits.
     """
     A = as_matrix(W)
+    eigenvalues = squared_singular_values(A)
+    if not math.isfinite(eigenvalues[-1]):
+        raise ValueError(f"W must have eigenvalues under 1e308; its largest entry is {np.abs(A).max():.3g}.")
+    return eigenvalues
+
+
+def squared_singular_values(A: np.ndarray) -> np.ndarray:
+    """`esd` of what is known to be a matrix, by the call that WeightWatcher makes."""
     try:
         singular = scipy.linalg.svd(A, compute_uv=False, check_finite=False)
     except np.linalg.LinAlgError:  # the fast divide-and-conquer driver can fail where the plain one does not
         singular = scipy.linalg.svd(A, compute_uv=False, check_finite=False, lapack_driver="gesvd")
     with np.errstate(over="ignore"):
-        eigenvalues = np.sort(singular * singular)
-    if not math.isfinite(eigenvalues[-1]):
-        raise ValueError(f"W must have eigenvalues under 1e308; its largest singular value is {singular[0]:.3g}.")
-    return eigenvalues
+        return np.sort(singular * singular)
 
 
 @dataclass(frozen=True)
@@ -163,12 +173,13 @@ def fit_power_law(
     >>> x = np.random.default_rng(0).pareto(1.5, size=2000) + 1     # alpha = 2.5, xmin = 1
     >>> fit = fit_power_law(x, bootstrap=100)
     >>> round(fit.alpha, 2), round(fit.sigma, 2), [round(a, 1) for a in fit.interval]
-    (2.49, 0.04, [2.4, 2.6])
+    (2.48, 0.03, [2.4, 2.6])
 
     Every eigenvalue but the largest is tried as xmin. With n eigenvalues x_i >= xmin,
     alpha = 1 + n / sum_i ln(x_i / xmin), and D = max_i |F(x_i) - (i - 1) / n|, where
     F(x) = 1 - (x / xmin)^(1 - alpha); the xmin with the smallest D is kept (Clauset, Shalizi and Newman,
-    SIAM Review 51, 2009, equation 3.1 and section 3.3, with the lower steps of the empirical distribution only).
+    SIAM Review 51, 2009, equation 3.1 and section 3.3, with the lower steps of the empirical distribution
+    only).
 
     Parameters
     ----------
@@ -178,10 +189,11 @@ def fit_power_law(
     bootstrap: number of resamples (drawn with replacement, xmin chosen anew in each) for ``interval``.
         Eigenvalues repel each other, so they vary less than independent draws: read the interval as wide.
     seed: of the resamples.
-    cutoff: eigenvalues up to this count as zero and are left out. The default, 1e-5, is WeightWatcher's and is
-        in absolute units: alpha does not depend on the scale of W as long as no eigenvalue crosses it, and very
-        small weights lose their whole spectrum. ``cutoff="relative"`` leaves out x <= x_max (n eps)^2 instead, the
-        usual numerical rank for float32 weights (eps = 2^-23): then alpha has no scale at all.
+    cutoff: eigenvalues up to this count as zero and are left out. The default, 1e-5, is WeightWatcher's and
+        is in absolute units: alpha does not depend on the scale of W as long as no eigenvalue crosses it,
+        and very small weights lose their whole spectrum. ``cutoff="relative"`` leaves out
+        x <= x_max (n eps)^2 instead, the usual numerical rank for float32 weights (eps = 2^-23): then alpha
+        has no scale at all.
 
     Returns
     -------
@@ -216,7 +228,9 @@ def _positive_part(eigenvalues, cutoff) -> tuple[np.ndarray, int]:
         raise ValueError(f"eigenvalues must be a list of at least one number; got shape {tuple(x.shape)}.")
     x = np.sort(x)
     if not np.isfinite(x).all():
-        raise ValueError(f"eigenvalues must be finite; {np.count_nonzero(~np.isfinite(x))} of {x.size} are not.")
+        raise ValueError(
+            f"eigenvalues must be finite; {np.count_nonzero(~np.isfinite(x))} of {x.size} are not."
+        )
     if x[0] < -1e-9 * max(x[-1], 0.0):
         raise ValueError(f"eigenvalues of W^T W must not be negative; the smallest is {x[0]:.6g}.")
     if isinstance(cutoff, str):
@@ -252,9 +266,17 @@ def _fit(x: np.ndarray, fix_fingers: str | None) -> PowerLawFit:
             return _failed(f'{x.size} eigenvalues above the cutoff are too few for fix_fingers="clip_xmax"')
     stop = x.size - clipped
     n_tail = stop - start
-    sigma = (alpha - 1.0) / math.sqrt(n_tail)
     return PowerLawFit(
-        alpha, float(x[start]), float(x[stop - 1]), D, sigma, n_tail, clipped, raw_alpha, status="ok", reason=""
+        alpha=alpha,
+        xmin=float(x[start]),
+        xmax=float(x[stop - 1]),
+        D=D,
+        sigma=(alpha - 1.0) / math.sqrt(n_tail),
+        n_tail=n_tail,
+        n_clipped=clipped,
+        raw_alpha=raw_alpha,
+        status="ok",
+        reason="",
     )
 
 
@@ -283,9 +305,9 @@ def _clip(log_x: np.ndarray, first: tuple[float, int, float]) -> tuple[float, in
         if fit[0] <= _LOW_ALPHA:
             break
     if not roomy:
-        # WeightWatcher takes off up to three more to see whether alpha is steady. It uses the answer for nothing,
-        # but where this runs out of eigenvalues it calls the whole fit failed; ten eigenvalues never pass
-        # unless alpha falls early. Kept, so that its failures are failures here too.
+        # WeightWatcher takes off up to three more to see whether alpha is steady. It uses the answer for
+        # nothing, but where this runs out of eigenvalues it calls the whole fit failed; ten eigenvalues
+        # never pass unless alpha falls early. Kept, so that its failures are failures here too.
         for more in range(off + 1, off + 4):
             if abs(refit(more)[0] - fit[0]) > _CLEAR_FALL:
                 break
@@ -295,9 +317,9 @@ def _clip(log_x: np.ndarray, first: tuple[float, int, float]) -> tuple[float, in
 def _best_start(log_x: np.ndarray) -> tuple[float, int, float]:
     """(alpha, index of xmin, D) for ascending logarithms, or NaN where no tail has a slope.
 
-    The distance of a candidate is a maximum over its tail, so its value at a dozen points of the tail is a lower
-    bound. Candidates are measured in full in the order of that bound, until no bound is under the best distance:
-    the answer is that of the full table of n^2 / 2 numbers, at a small part of its cost.
+    The distance of a candidate is a maximum over its tail, so its value at a dozen points of the tail is a
+    lower bound. Candidates whose bound exceeds a distance already found are out, and the rest are measured
+    in full: the answer is that of the full table of n^2 / 2 numbers, at a small part of its cost.
     """
     n = log_x.size
     first = np.arange(n - 1)
@@ -308,33 +330,32 @@ def _best_start(log_x: np.ndarray) -> tuple[float, int, float]:
         return math.nan, 0, math.nan
     alpha = 1.0 + np.divide(count, rise, out=np.full(n - 1, np.inf), where=sloped)
 
-    def gaps(candidates, members):
-        """|fitted - empirical distribution| of candidates (k, 1) at members (k, m) of their tails."""
-        slope = 1.0 - alpha[candidates]
-        fitted = -np.expm1(slope * (log_x[members] - log_x[candidates]))
-        return np.abs(fitted - (members - candidates) / count[candidates])
+    def largest_gap(candidates, members):
+        """Largest |fitted - empirical distribution|: candidates (k,), members of their tails (k, m)."""
+        start = candidates[:, None]
+        fitted = -np.expm1((1.0 - alpha[start]) * (log_x[members] - log_x[start]))
+        return np.abs(fitted - (members - start) / count[start]).max(axis=1)
 
-    rows = first[sloped]
-    sampled = rows[:, None] + (count[rows][:, None] * _PROBES).astype(np.intp)
-    bound = gaps(rows[:, None], sampled).max(axis=1)
-    order = rows[np.argsort(bound)]
-    bound = np.sort(bound)
+    def measure(candidates):
+        members = np.maximum(np.arange(candidates.min(), n), candidates[:, None])  # at its start the gap is 0
+        D[candidates] = largest_gap(candidates, members)
+        return D[candidates].min()
+
+    rows, best = first[sloped], np.inf
     D = np.full(n - 1, np.inf)
-    columns = np.arange(n)
-    best, done, size = np.inf, 0, 8
-    while done < order.size and bound[done] <= best + 1e-12:  # the margin is for rounding
-        chosen = order[done : done + size]
-        lowest = chosen.min()
-        members = np.maximum(columns[None, lowest:], chosen[:, None])  # before its start a gap is that at its start: 0
-        D[chosen] = gaps(chosen[:, None], members).max(axis=1)
-        best = D[chosen].min(initial=best)
-        done += size
-        size = min(4 * size, max(8, 2**20 // n))  # memory stays near 8 MB a table however many eigenvalues
+    for probes in (12, 96):
+        if n < 8 * probes:  # a bound would cost as much as it saves
+            break
+        at = (np.arange(probes) + 0.5) / probes
+        bound = largest_gap(rows, rows[:, None] + (count[rows][:, None] * at).astype(np.intp))
+        order = np.argsort(bound)
+        rows, bound = rows[order], bound[order]
+        best = min(best, measure(rows[:8]))
+        rows = rows[bound <= best + 1e-12]  # the margin is for rounding
+    for some in np.array_split(rows, math.ceil(rows.size * n / 2**17)):  # a megabyte a table
+        measure(some)
     i = int(np.argmin(D))
     return float(alpha[i]), i, float(D[i])
-
-
-_PROBES = (np.arange(12) + 0.5) / 12.0
 
 
 def _bootstrap_interval(x, fix_fingers, resamples: int, seed: int) -> tuple[tuple[float, float], int]:
@@ -363,12 +384,13 @@ def stable_rank(eigenvalues) -> float:
 
 
 def alpha_hat(alpha: float, eigenvalues) -> float:
-    """alpha * log10(largest eigenvalue): alpha weighted by the scale of the layer (WeightWatcher's alpha_weighted).
+    """alpha * log10(largest eigenvalue), WeightWatcher's alpha_weighted: alpha times the layer's scale.
 
     >>> alpha_hat(3.0, [1.0, 10.0, 100.0])
     6.0
 
-    NaN where alpha is NaN or the matrix is zero. Martin, Peng and Mahoney, Nature Communications 12, 4122 (2021).
+    NaN where alpha is NaN or the matrix is zero. Source: Martin, Peng and Mahoney, Nature Communications 12,
+    4122 (2021).
     """
     x, _ = _positive_part(eigenvalues, 0.0)
     return float(alpha * math.log10(x[-1])) if x.size else math.nan
@@ -392,13 +414,13 @@ def erg_tail(eigenvalues, xmin: float = math.nan) -> ErgTail:
     """Count from the largest eigenvalue down until the logarithms add up to less than zero.
 
     >>> erg_tail([0.1, 0.2, 1.5, 2.2], xmin=1.5)
-    ErgTail(count=4, eigenvalue=0.1, gap=1.4, relative_gap=1.4)
+    ErgTail(count=3, eigenvalue=0.2, gap=1.3, relative_gap=1.3)
 
-    The eigenvalues are first divided by their mean, so the whole spectrum can only add up to zero or less, and
-    the count is at least 1 and at most all. The sum of logarithms is the log-determinant of the tail: |det X| = 1
-    in Martin, Hinrichs and Mahoney's SETOL. WeightWatcher multiplies where this adds, with the same count as long
-    as its product fits into a float64 (up to a thousand eigenvalues or so). All equal, or all zero: a count of 0
-    and NaN, as no tail stands out. Raises as `fit_power_law` does.
+    The eigenvalues are first divided by their mean, so the whole spectrum can only add up to zero or less,
+    and the count is at least 1 and at most all. The sum of logarithms is the log-determinant of the tail:
+    |det X| = 1 in Martin, Hinrichs and Mahoney's SETOL. WeightWatcher multiplies where this adds, with the
+    same count as long as its product fits into a float64 (up to a thousand eigenvalues or so). All equal, or
+    all zero: a count of 0 and NaN, as no tail stands out. Raises as `fit_power_law` does.
     """
     x, total = _positive_part(eigenvalues, 0.0)
     if x.size == 0 or (x.size == total and x[0] == x[-1]):
@@ -406,14 +428,14 @@ def erg_tail(eigenvalues, xmin: float = math.nan) -> ErgTail:
     mean = x.sum() / total
     log_det = np.cumsum(np.log(x[::-1] / mean))
     below = np.flatnonzero(log_det < 0)
-    # With zeros in the spectrum the sum may stay positive to the last positive one; the next makes it -infinite.
+    # With zeros in the spectrum the sum may stay positive up to the first of them, which makes it -infinite.
     count = int(below[0]) + 1 if below.size else min(x.size + 1, total)
     eigenvalue = float(x[-count]) if count <= x.size else 0.0
     gap = float(xmin) - eigenvalue
     return ErgTail(count, eigenvalue, gap, gap / float(mean))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatrixSpectrum:
     """Everything this module reads off one matrix."""
 
@@ -425,7 +447,9 @@ class MatrixSpectrum:
     erg: ErgTail
 
 
-def analyze_matrix(W, fix_fingers: str | None = None, bootstrap: int = 0, seed: int = 0, cutoff: float | str = CUTOFF):
+def analyze_matrix(
+    W, fix_fingers: str | None = None, bootstrap: int = 0, seed: int = 0, cutoff: float | str = CUTOFF
+) -> MatrixSpectrum:
     """Eigenvalues, power-law fit, alpha-hat, stable rank and ERG tail of one matrix.
 
     >>> result = analyze_matrix(np.diag([1.0, 2.0, 3.0]))

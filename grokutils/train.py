@@ -160,9 +160,10 @@ class _Run:
         self._check_finite()
         saving = _contains(self.save_at, step)
         if _contains(self.measure_at, step) or saving:
-            weights = self.model.weights()
-            if _contains(self.measure_at, step):
-                self._measure(step, weights)
+            with np.errstate(over="ignore", invalid="ignore"):  # a diverged member is reported, not warned of
+                weights = self.model.weights()
+                if _contains(self.measure_at, step):
+                    self._measure(step, weights)
             if saving:
                 self._write_checkpoint(step, weights)
                 self._save_state()

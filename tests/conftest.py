@@ -1,0 +1,42 @@
+"""What all tests share: nothing is written to the checkout, nothing is drawn on a screen, nothing is random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from hypothesis import settings
+
+from grokutils import data, paths
+
+matplotlib.use("Agg")
+
+# the same examples in every run, and no failure because a machine was busy
+settings.register_profile("grokutils", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("grokutils")
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch) -> Path:
+    """The folder that a test's runs go to."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("GROKUTILS_RUNS", str(folder))
+    monkeypatch.delenv("GROKUTILS_HOME", raising=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def mnist_root() -> Path:
+    """A folder that holds the real MNIST."""
+    root = paths.data_root()
+    if not all((root / "MNIST" / "raw" / name).is_file() for name in data._MD5):
+        pytest.skip(f"MNIST is not in {root}; set GROKUTILS_DATA to a folder that holds MNIST/raw/*-ubyte")
+    return root
