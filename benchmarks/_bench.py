@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": name, "cores": os.cpu_count(), "python": platform.python_version(),
         "torch": torch.__version__, "numpy": np.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import itertools
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -168,10 +169,13 @@ def paper(steps: int, rounds: int, threads: int) -> dict:
     }
     for loop in loops.values():
         loop.steps(WARM)
-    ways = {
-        name: (lambda loop=loop, n=steps if i else max(10, steps // 5): _bench.timed(lambda: loop.steps(n), n))
-        for i, (name, loop) in enumerate(loops.items())
-    }
+    slow = next(iter(loops))  # fewer steps of the one that takes ten times as long
+
+    def way(name: str) -> Callable[[], float]:
+        count = max(10, steps // 5) if name == slow else steps
+        return lambda: _bench.timed(lambda: loops[name].steps(count), count)
+
+    ways = {name: way(name) for name in loops}
     ways["grokutils, two members in two processes"] = lambda: two_processes(steps)
     seconds = _bench.medians(_bench.interleaved(ways, rounds))
     # multiplications and additions of the eight matrix products, on the pixels that are ever used

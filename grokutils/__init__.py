@@ -6,17 +6,21 @@
 
 from .config import ConfigError, RunConfig
 from .data import DataError
+from .diagnose import diagnose
+from .monitor import Monitor
 from .record import Record, RecordError, load_record
 from .train import TrainingDiverged, TrainingInterrupted, train
 
 __all__ = [
     "ConfigError",
     "DataError",
+    "Monitor",
     "Record",
     "RecordError",
     "RunConfig",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "diagnose",
     "load_record",
     "train",
 ]

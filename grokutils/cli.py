@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
 
 from . import paths
 from .config import RECIPES, ConfigError, RunConfig
 from .data import DataError
+from .diagnose import diagnose
 from .phases import find_phases
 from .record import Record, RecordError, list_records, load_record, publish
 from .train import TrainingDiverged, TrainingInterrupted, train
+from .traps import METHODS
 
 __all__ = ["main"]
 
@@ -67,6 +72,22 @@ def _parser() -> argparse.ArgumentParser:
             group.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS, help=meaning)
     t.set_defaults(run=_train)
 
+    d = commands.add_parser(
+        "diagnose",
+        help="alpha, traps and a verdict for every layer of a model",
+        description="Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file, or "
+        "of a run (by name; its spectra are then kept in the run).",
+    )
+    d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
+    d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
+    d.add_argument("--all-steps", action="store_true", help="of a run: all saved steps, not only one")
+    d.add_argument("--shuffles", type=int, default=20, metavar="N", help="shuffles of each matrix (default 20)")
+    d.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
+    d.add_argument("--method", choices=METHODS, default="bulk",
+                   help="how the random bulk is fitted (default: bulk)")  # fmt: skip
+    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
+    d.set_defaults(run=_diagnose)
+
     ls = commands.add_parser("list", help="list the records here", description="List the records here.")
     ls.set_defaults(run=_list)
 
@@ -100,6 +121,53 @@ def _train(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     _print(result)
     return 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    options = dict(shuffles=arguments.shuffles, seed=arguments.seed, method=arguments.method)
+    path = Path(arguments.source)
+    if path.is_file():
+        frame = diagnose(path, **options)
+    elif path.suffix == ".safetensors":
+        raise FileNotFoundError(f"there is no file {path}.")
+    else:
+        record = load_record(arguments.source)
+        if arguments.all_steps:
+            frame = diagnose(record, **options)
+        else:
+            step = record.steps_saved[-1] if arguments.step is None else arguments.step
+            parts = [
+                diagnose(record.weights(step, m), **options).assign(step=step, member=m)
+                for m in range(len(record.config.networks))
+            ]
+            frame = pd.concat(parts, ignore_index=True)
+    if arguments.json:
+        print(frame.to_json(orient="records", indent=1))
+        return 0
+    print(_table(frame))
+    return 0
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """The columns that a reader needs, and what they mean."""
+    shown = pd.DataFrame({
+        **{name: frame[name] for name in ("step", "member") if name in frame and frame[name].nunique() > 1},
+        "layer": frame.layer,
+        "shape": frame["rows"].astype(str) + " x " + frame["columns"].astype(str),
+        "alpha": [f"{a:.2f} +- {s:.2f}" for a, s in zip(frame.alpha, frame.alpha_sigma, strict=True)],
+        "traps": [f"{t:.1f} +- {s:.1f}" for t, s in zip(frame.traps, frame.traps_std, strict=True)],
+        "max|w|/std": frame.max_over_std.map("{:.1f}".format),
+        "verdict": frame.verdict,
+        "why": frame.reason,
+    })
+    return "\n".join([
+        shown.to_string(index=False, justify="left"),
+        "",
+        "alpha: exponent of the eigenvalues' power-law tail, +- its standard error; 2 to 6 is usual for layers",
+        "       that have learnt, more is close to random, less is said to mark overfitting.",
+        "traps: eigenvalues that stand out of the random bulk although the entries were shuffled; mean +- spread",
+        "       over shuffles. A few very large entries, or a mean that is not zero, are what makes them.",
+    ])
 
 
 def _print(record: Record) -> None:

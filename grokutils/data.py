@@ -151,12 +151,12 @@ def _download(root: Path) -> None:
             "cannot be imported beside this build of PyTorch (install the torch and torchvision wheels of "
             "one build, both CPU or both CUDA)"
         )
-        raise DataError(_unavailable(root, f"torchvision, which downloads it, {build}")) from error
+        raise DataError(_unavailable(root, f"torchvision, which downloads it, {build}")) from None
     try:
         MNIST(str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
         why = " ".join(str(error).split())  # torchvision's spans lines
-        raise DataError(_unavailable(root, f"the download failed ({why})")) from error
+        raise DataError(_unavailable(root, f"the download failed ({why})")) from None
 
 
 def _unavailable(root: Path, why: str) -> str:

@@ -93,3 +93,61 @@ def _lasting(holds: np.ndarray) -> int | None:
         return None
     broken = np.flatnonzero(~holds)
     return int(broken[-1]) + 1 if broken.size else 0
+
+
+def onset(steps: np.ndarray, holds: np.ndarray, lasting: int = 3) -> int | None:
+    """The first step from which a condition holds `lasting` measurements in a row; None if it never does.
+
+    >>> onset(np.array([1, 10, 100, 1000]), np.array([True, False, True, True]), lasting=2)
+    100
+
+    At the end of the record a shorter run of measurements counts if it is all there is.
+    """
+    holds = np.asarray(holds, dtype=bool)
+    for i in np.flatnonzero(holds):
+        if holds[i : i + lasting].all():
+            return int(steps[i])
+    return None
+
+
+def lead_times(
+    metrics: pd.DataFrame, diagnostics: pd.DataFrame, *, drop: float = 0.05, alpha_range: tuple[float, float] = (2, 6)
+) -> pd.DataFrame:
+    """How long before the fall of the test accuracy each signal went off, for one member.
+
+    Parameters
+    ----------
+    metrics : columns ``step``, ``train_accuracy``, ``test_accuracy``
+    diagnostics : rows of `grokutils.diagnose.diagnose` for the same member
+    drop : the fall begins where the test accuracy is this far below its peak for good
+    alpha_range : alpha signals when it has been inside and leaves at the lower end
+
+    Returns
+    -------
+    DataFrame with a row per layer and signal: ``layer``, ``signal``, ``onset`` (step), ``fall`` (step),
+    ``lead_decades`` = log10(fall / onset), positive if the signal came first, NaN if either never came.
+    The controls signal where they first exceed, for good, the largest value they had up to memorisation by
+    half.
+    """
+    phases = find_phases(metrics, drop=drop)
+    fall, learnt = phases.collapse, phases.memorised
+    rows = []
+    for layer, frame in diagnostics.groupby("layer", sort=False):
+        frame = frame.sort_values("step")
+        step = frame.step.to_numpy()
+        signals = {
+            f"alpha below {alpha_range[0]:g}": frame.alpha.to_numpy() < alpha_range[0],
+            "first lasting trap": frame.traps.to_numpy() >= 0.5,
+        }
+        early = step <= (learnt if learnt is not None else step[0])
+        for name in ("max_over_std", "kurtosis", "spectral_norm", "l2_norm"):
+            value = frame[name].to_numpy()
+            before = value[early] if early.any() else value[:1]
+            signals[f"{name} up by half"] = value > 1.5 * np.nanmax(before)
+        shift = np.abs(frame.mean_over_std.to_numpy())
+        signals["|mean|/std above 0.1"] = shift > 0.1
+        for name, holds in signals.items():
+            at = onset(step, holds)
+            lead = np.log10(fall / max(at, 1)) if fall is not None and at is not None else np.nan
+            rows.append({"layer": layer, "signal": name, "onset": at, "fall": fall, "lead_decades": lead})
+    return pd.DataFrame(rows).astype({"onset": "Int64", "fall": "Int64"})

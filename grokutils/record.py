@@ -20,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from . import models, paths
 from .config import ConfigError, RunConfig
 
 __all__ = ["Record", "RecordError", "find_reference", "list_records", "load_record", "publish"]
+
+
+# What analysis adds to a record.
+_DERIVED = ("diagnostics.parquet", "spectra.parquet", "baselines.parquet")
 
 
 class RecordError(RuntimeError):
@@ -88,7 +92,7 @@ class Record:
     def metrics(self) -> pd.DataFrame:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
         and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
-        frame = _read_parquet(self.folder / "metrics.parquet")
+        frame = read_parquet(self.folder / "metrics.parquet")
         return frame[frame.step <= self.step].reset_index(drop=True)
 
     @property
@@ -125,7 +129,11 @@ class Record:
 
     def model(self, step: int | None = None, member: int = 0) -> torch.nn.Module:
         """The network at a saved step as a plain `torch.nn` module, for any other tool."""
-        return models.as_module(self.config, self.weights(step, member))
+        return self.as_module(self.weights(step, member))
+
+    def as_module(self, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
+        """Weights of this run's architecture as a plain `torch.nn` module."""
+        return models.as_module(self.config, weights)
 
 
 def load_record(name: str | os.PathLike, until: int | None = None) -> Record:
@@ -182,6 +190,7 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
         raise ValueError(f"step {missing[0]:,} of {source.name} was not saved.")
     with locked(source.folder), locked(target):
         keep = [Path("config.json"), Path("metrics.parquet"), Path("provenance.json")]
+        keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
         keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
         if not source.complete:
             keep.append(Path("state.safetensors"))
@@ -252,7 +261,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise RecordError(f"{path} is missing.") from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -268,11 +277,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the lock goes with the process, however it ends.
+    """Hold a run's folder for this process alone; the lock goes with the process, however it ends. A folder in
+    which nothing came to be is removed again.
 
     Raises
     ------
-    RecordError : another process holds it.
+    RecordError : another process holds it, or it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -283,9 +293,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise RecordError(f"{folder} is in use: another process is training this run.") from None
+    except OSError as error:
+        raise RecordError(f"{folder} cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:
+        with suppress(OSError):
+            if os.listdir(folder) == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
         lock.release()
 
 
@@ -321,7 +337,7 @@ def _read_config(folder: Path) -> RunConfig:
         raise RecordError(f"{path} is not a configuration of this version ({error}).") from None
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except FileNotFoundError:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class _Run:
         self._resume(previous)
         self.sessions = list((previous or {}).get("sessions", []))
         self.started_at, self.began_at = time.monotonic(), self.step
-        self.when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.when = datetime.now(UTC).isoformat(timespec="seconds")
         events = sorted({*self.measure_at, *self.save_at})
         if self.state_step is None:
             record.write_json(self.folder / "config.json", self.config.to_dict())

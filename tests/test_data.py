@@ -6,6 +6,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import shutil
@@ -165,11 +166,14 @@ def test_real_mnist(mnist_root):
     assert not rows(found.x_train) & rows(found.x_test)
 
 
-def test_the_same_thousand_images_from_the_whole_and_from_the_first_ten_thousand(mnist_root, root, monkeypatch):
+def test_the_same_thousand_images_from_the_whole_and_from_the_first_ten_thousand(mnist_root, tmp_path, monkeypatch):
     """A full download has 60,000 training images, a smaller root the first 10,000 of them."""
     config = RunConfig.recipe("paper")
     small = [data.load(config, seed) for seed in (0, 1)]
-    raw = root / "MNIST" / "raw"
+    assert small[0].sha256 == "1df92802b585eb05d2a98f616bf8e89437804d9267573943907ca6d6a242de65"
+    raw = tmp_path / "full" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    monkeypatch.setenv("GROKUTILS_DATA", str(tmp_path / "full"))
     checksums = {name: list(known) for name, known in data._MD5.items()}
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -297,7 +301,7 @@ def test_without_torchvision_the_message_says_what_to_do(raises, said, tmp_path,
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr == f"grokutils: MNIST is not in {root}, and {said}. {THREE_WAYS_OUT}\n"
     assert not root.exists()
-    assert not list(runs.glob("x/*.*")), "nothing half-written"
+    assert not (runs / "x").exists(), "nothing half-written"
 
 
 # -- the download ---------------------------------------------------------------------------------------------
@@ -370,9 +374,8 @@ def downloads(tmp_path, tiny_mnist):
         (site / folder).mkdir(parents=True)
         for name, content in tiny_mnist.items():
             (site / folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
-    last = f"{NAMES[-1]}.gz"
     resources = [(f"{n}.gz", hashlib.md5((site / "good" / f"{n}.gz").read_bytes()).hexdigest()) for n in NAMES]
-    archive = site / "corrupt" / last
+    archive = site / "corrupt" / f"{NAMES[1]}.gz"
     archive.write_bytes(archive.read_bytes()[:-1])
     with socket.socket() as closed, serving(site) as (address, fetched):
         closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
@@ -406,9 +409,9 @@ def test_downloading(downloads, raw, tmp_path):
             assert (tmp_path / folder / "MNIST" / "raw" / name).read_bytes() == (raw / name).read_bytes()
     # once downloaded, never asked for again
     assert outcome["again"] == outcome["already there"] == outcome["good"]
-    good = [path for path in fetched if path.startswith("/good/")]
+    good = [path for path, _ in itertools.groupby(fetched) if path.startswith("/good/")]  # torchvision asks twice
     assert good[:4] == [f"/good/{name}.gz" for name in NAMES]
-    assert good[4:] == [f"/good/{NAMES[-1]}.gz"], "and after a failure only what was not good"
+    assert good[4:] == good[1:4], "after a failure only what is still to come"
 
     for attempt, said in {"corrupt": "corrupted", "not found": "404", "refused": "refused"}.items():
         message = outcome[attempt]["message"]
