@@ -49,7 +49,7 @@ class RunConfig:
     """All hyperparameters of a run, checked when it is made.
 
     >>> RunConfig.recipe("express", weight_decay=0.01, steps=2_000).batch_size
-    200
+    160
 
     Values given as text or as whole floats are taken (``steps="1e5"``, ``steps=1e5``).
 
@@ -210,7 +210,7 @@ _LONG_NAME = {s["symbol"]: n for n, s in _FIELDS.items() if s.get("symbol")}
 # What each recipe changes of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "express": dict(
-        dataset="digits", per_class=20, width=100, learning_rate=1e-2, batch_size=200, steps=400_000,
+        dataset="digits", per_class=16, width=100, learning_rate=1e-2, batch_size=160, steps=250_000,
         dtype="float32",
     ),
     "paper": {},

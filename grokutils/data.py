@@ -64,7 +64,7 @@ def load(config: RunConfig, seed: int) -> Dataset:
     """The training subset of `seed` and the test set.
 
     >>> load(RunConfig.recipe("express"), seed=0).x_train.shape
-    (200, 64)
+    (160, 64)
 
     MNIST: `per_class` images of each class from the first 10,000 training images, and the whole test
     set of 10,000. Digits: `per_class` of each class, tested on all the others.

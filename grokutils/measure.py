@@ -25,13 +25,14 @@ def weight_statistics(weight: np.ndarray) -> dict[str, float]:
         raise ValueError("a weight matrix must have at least one entry; got none.")
     # entries that are all the same differ from their computed mean by rounding
     centred = w - w.mean() if w.min() < w.max() else np.zeros_like(w)
-    std = np.sqrt(np.mean(centred**2))
+    squares = np.square(centred)
+    variance = squares.mean()
     return {
         "l2_norm": float(np.sqrt(np.dot(w, w))),
         "max_abs": float(np.abs(w).max()),
         "mean": float(w.mean()),
-        "std": float(std),
-        "kurtosis": float(np.mean((centred / std) ** 4)) if std > 0 else float("nan"),
+        "std": float(np.sqrt(variance)),
+        "kurtosis": float(np.square(squares / variance).mean()) if variance > 0 else float("nan"),
     }
 
 

@@ -90,7 +90,7 @@ def training_curves(record: Record, reference: Record | None = None, reference_m
         top.set(ylabel="accuracy", ylim=(0, 1.04), xscale="log")
         top.set_xlim(1, max(steps[-1], reference.step if reference is not None else 0, 10))
         bottom.set(xlabel="optimisation step", ylabel=r"$\ell^2$ norm of" "\nthe weights", ylim=(0, None))
-    return figure
+    return _shown_once(figure)
 
 
 def _curve(axes: Axes, metrics: pd.DataFrame, column: str, color: str, label: str | None) -> None:
@@ -106,6 +106,12 @@ def _curve(axes: Axes, metrics: pd.DataFrame, column: str, color: str, label: st
             label, (middle.index[-1], middle.iloc[-1]), xytext=(4, 0), textcoords="offset points",
             color=color, va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def _shown_once(figure: Figure) -> Figure:
+    """A figure that only its value shows: a notebook would draw an open one at the end of the cell as well."""
+    plt.close(figure)
+    return figure
 
 
 def training_images(config: RunConfig, columns: int = 10) -> Figure:
@@ -129,4 +135,4 @@ def training_images(config: RunConfig, columns: int = 10) -> Figure:
                 if place < len(images):
                     axes.imshow(images[place].reshape(dataset.image_shape), cmap="gray_r", vmin=0, vmax=1)
             grid[label, 0].set_ylabel(str(label), rotation=0, ha="right", va="center")
-    return figure
+    return _shown_once(figure)

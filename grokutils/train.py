@@ -302,7 +302,8 @@ def _device(name: str) -> torch.device:
 def _threads(asked: int | None, previous: dict[str, Any] | None, config: RunConfig) -> int:
     cores = os.cpu_count() or 1
     if asked is not None:
-        if isinstance(asked, bool) or int(asked) != asked or not 1 <= asked <= 1024:
+        number = isinstance(asked, (int, float)) and not isinstance(asked, bool)
+        if not number or not 1 <= asked <= 1024 or int(asked) != asked:
             raise ConfigError(f"threads must be a whole number from 1 to 1024; got {asked!r}.")
         return int(asked)
     if previous and previous["sessions"]:

@@ -454,7 +454,10 @@ def trap_vectors(
     for value, u, v in zip(eigenvalues, left, right, strict=True):
         parts = (u[:, None] * B * v).reshape(-1)  # they add up to the singular value
         share = parts / np.sqrt(value) if value > 0 else parts
-        top = np.argsort(share)[::-1][:entries]
+        top = (
+            np.argpartition(share, -entries)[-entries:] if 0 < entries < share.size else np.arange(share.size)
+        )
+        top = top[np.argsort(-share[top])][:entries]
         carriers.append(_entries(A, top if permutation is None else permutation[top], share[top]))
     return TrapVectors(
         eigenvalues=eigenvalues,

@@ -154,7 +154,6 @@ PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 const WIDTHS = {widths}, THEME = "{theme}", found = [];
 function look(frame, width) {{
   const page = frame.contentDocument, root = page.documentElement;
-  if (THEME) root.dataset.theme = THEME;
   found.push({{
     width: width,
     overflow: Math.max(root.scrollWidth, page.body.scrollWidth) - root.clientWidth,
@@ -173,7 +172,10 @@ function look(frame, width) {{
 for (const width of WIDTHS) {{
   const frame = document.createElement("iframe");
   frame.style = `display:block;border:0;width:${{width}}px;height:{height}px`;
-  frame.onload = () => setTimeout(look, 5000, frame, width);
+  frame.onload = () => {{
+    if (THEME) frame.contentDocument.documentElement.dataset.theme = THEME;
+    setTimeout(look, 5000, frame, width);
+  }};
   frame.src = "{address}";
   document.body.append(frame);
 }}

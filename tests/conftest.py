@@ -7,11 +7,14 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from hypothesis import settings
 
 from grokutils import data, paths
 
 matplotlib.use("Agg")
+# two threads that wait for each other on a busy machine take ten times as long as one
+torch.set_num_threads(1)
 
 # the same examples in every run, and no failure because a machine was busy
 settings.register_profile("grokutils", derandomize=True, deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 """The command does what it says, and says what it cannot do in one line."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from grokutils import RunConfig, load_record
+from grokutils import RunConfig, load_record, train
 from grokutils.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,12 @@ def refusal(capsys, *arguments: str, status: int = 2) -> str:
     assert (found, out) == (status, ""), complaint
     assert complaint.startswith("grokutils: ") and complaint.endswith(".\n") and complaint.count("\n") == 1, complaint
     return complaint.removeprefix("grokutils: ").strip()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run, to be copied."""
+    return train(RunConfig.recipe("express", steps=30), tmp_path_factory.mktemp("trained") / "x", progress=False).folder
 
 
 # -- train ----------------------------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ def test_progress_goes_to_where_complaints_go(capsys):
         (["--steps", "1e99"], "steps must be a whole number of at least 1 and at most 16,777,216; got '1e99'."),
         (["--seed", "-1"], "seed must be a whole number of at least 0 and at most 4,294,967,295; got '-1'."),
         (["--seed", "0", "one"], "seed must be a whole number of at least 0 and at most 4,294,967,295; got 'one'."),
-        (["--batch-size", "30"], "batch_size must divide the training set of 200 images; got 30."),
+        (["--batch-size", "30"], "batch_size must divide the training set of 160 images; got 30."),
         (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits'; got 'cifar'."),
         (["--lr", ""], "learning_rate must be a number greater than 0 and at most 10; got ''."),
         (["--threads", "0"], "threads must be a whole number from 1 to 1024; got 0."),
@@ -134,8 +141,8 @@ def test_misuse_shows_the_usage(arguments, said, capsys, runs):
     assert not runs.exists()
 
 
-def test_another_run_of_the_name_is_refused(capsys, runs):
-    outcome(capsys, "train", *QUICK, "--out", "x")
+def test_another_run_of_the_name_is_refused(capsys, runs, trained):
+    shutil.copytree(trained, runs / "x")
     before = {path: path.read_bytes() for path in (runs / "x").rglob("*") if path.is_file()}
     said = refusal(capsys, "train", *QUICK, "--wd", "0.5", "--out", "x", status=1)
     assert said == f"{runs / 'x'} holds another run (weight_decay 0.0 instead of 0.5); choose another out."
@@ -153,14 +160,19 @@ def test_a_run_that_diverges(capsys):
 # -- list and show --------------------------------------------------------------------------------------------
 
 
-def test_list_and_show(capsys, runs, monkeypatch, tmp_path):
+def test_list_and_show(capsys, runs, trained, monkeypatch, tmp_path):
     monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path / "home"))
     assert outcome(capsys, "list") == (0, "There are no records yet; make one with `grokutils train`.\n", "")
-    trained = [outcome(capsys, "train", *QUICK, "--out", name)[1] for name in ("b", "a")]
-    assert outcome(capsys, "list") == (0, "".join(sorted(trained)), "")
+    for name in ("b", "a"):
+        shutil.copytree(trained, runs / name)
+    status, listed, complaint = outcome(capsys, "list")
+    assert (status, complaint) == (0, "")
+    assert [line.split(": 30 steps (complete), train ")[0] for line in listed.splitlines()] == [
+        str(runs / "a"), str(runs / "b"),
+    ]  # fmt: skip
 
     status, out, complaint = outcome(capsys, "show", "a")
-    assert (status, complaint) == (0, "") and out.startswith(trained[1])
+    assert (status, complaint) == (0, "") and out.startswith(listed.splitlines()[0] + "\n")
     shown = dict(line.split()[:2] for line in out.splitlines()[1:])
     for name, value in RunConfig.recipe("express", steps=30).to_dict().items():
         assert name == "members" or shown[name] == str(value)
@@ -169,27 +181,31 @@ def test_list_and_show(capsys, runs, monkeypatch, tmp_path):
         assert outcome(capsys, "show", name)[1] == out
 
 
-def test_a_record_that_is_not_there(capsys, runs, monkeypatch, tmp_path):
+def test_a_record_that_is_not_there(capsys, runs, trained, monkeypatch, tmp_path):
     monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path))
     assert refusal(capsys, "show", "x", status=1) == (
         "there is no record 'x'. Records here: none yet; make one with `grokutils train`."
     )
-    outcome(capsys, "train", *QUICK, "--out", "a")
+    shutil.copytree(trained, runs / "a")
     assert refusal(capsys, "show", "../x", status=1) == "there is no record '../x'. Records here: runs/a."
     assert refusal(capsys, "show", "") == "name must name a run, such as 'my-run' or 'runs/my-run'; got ''."
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.parquet", "provenance.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
-def test_a_damaged_record_is_named_and_does_not_hide_the_others(name, content, capsys, runs, monkeypatch, tmp_path):
+def test_a_damaged_record_is_named_and_does_not_hide_the_others(
+    name, content, capsys, runs, trained, monkeypatch, tmp_path
+):
     monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path))
-    good = outcome(capsys, "train", *QUICK, "--out", "good")[1]
-    outcome(capsys, "train", *QUICK, "--out", "bad")
+    for folder in ("good", "bad"):
+        shutil.copytree(trained, runs / folder)
     (runs / "bad" / name).write_bytes(content)
     assert str(runs / "bad" / name) in refusal(capsys, "show", "bad", status=1)
     status, out, complaint = outcome(capsys, "list")
-    assert (status, complaint) == (0, "") and out.endswith(good)
-    assert out.count("\n") == 2 and out.startswith(f"{runs / 'bad'}: {runs / 'bad' / name} is ")
+    assert (status, complaint) == (0, "") and out.count("\n") == 2
+    bad, good = out.splitlines()
+    assert bad.startswith(f"{runs / 'bad'}: {runs / 'bad' / name} is ")
+    assert good.startswith(f"{runs / 'good'}: 30 steps (complete), train ")
 
 
 # -- as a process ---------------------------------------------------------------------------------------------

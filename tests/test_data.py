@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from grokutils import DataError, RunConfig, data
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPRESS = RunConfig.recipe("express")
+EXPRESS = RunConfig.recipe("express", per_class=20, batch_size=200)
 FEW = RunConfig.recipe("paper", per_class=2, batch_size=20)
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 THREE_WAYS_OUT = (

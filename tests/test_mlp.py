@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from grokutils import DataError, RunConfig, data, models
+from grokutils import RunConfig, data, models
 from grokutils.models.mlp import _blocks
-
-
-@pytest.fixture
-def mnist():
-    try:
-        data.load(RunConfig.recipe("paper"), 0)
-    except DataError as error:
-        pytest.skip(str(error))
 
 
 def reference(config: RunConfig, member: int, batches: list[np.ndarray]) -> torch.nn.Sequential:
@@ -54,15 +46,15 @@ def express(**changes) -> RunConfig:
 CASES = {
     "full batch": express(),
     "full batch, decay": express(wd=0.01),
-    "fixed batches": express(batch_size=50),
-    "fixed batches, decay": express(batch_size=50, wd=0.1),
+    "fixed batches": express(batch_size=40),
+    "fixed batches, decay": express(batch_size=40, wd=0.1),
     "reshuffled": express(batch_size=40, batch_order="reshuffle"),
     "reshuffled, decay": express(batch_size=40, batch_order="reshuffle", wd=0.01),
-    "deeper, narrower": express(depth=5, width=17, batch_size=100),
+    "deeper, narrower": express(depth=5, width=17, batch_size=80),
     "two layers": express(depth=2, wd=0.5),
     "other AdamW": express(beta1=0.8, beta2=0.99, eps=1e-4, lr=1e-3),
-    "seeds side by side": express(batch_size=50).ensemble([0, 1, 2]),
-    "seeds and decays side by side": express(batch_size=50, batch_order="reshuffle").ensemble([3, 4], [0.0, 0.1]),
+    "seeds side by side": express(batch_size=40).ensemble([0, 1, 2]),
+    "seeds and decays side by side": express(batch_size=40, batch_order="reshuffle").ensemble([3, 4], [0.0, 0.1]),
 }
 
 
@@ -97,7 +89,7 @@ def test_equals_autograd_and_adamw(config):
     ],
     ids=["paper", "decay, reshuffled", "four members"],
 )
-def test_paper_recipe_equals_autograd_and_adamw(config, mnist):
+def test_paper_recipe_equals_autograd_and_adamw(config, mnist_root):
     steps = 60
     model = models.build(config)
     model.init()
@@ -109,7 +101,7 @@ def test_paper_recipe_equals_autograd_and_adamw(config, mnist):
 
 
 def test_plain_module_computes_the_same_function():
-    config = express(batch_size=50)
+    config = express(batch_size=40)
     model = models.build(config)
     model.init()
     model.step(0, 20)
@@ -144,10 +136,10 @@ def test_chunks_of_steps_do_not_matter(order):
 
 def test_fixed_batches_repeat_and_reshuffled_ones_do_not():
     for order, repeats in (("fixed", True), ("reshuffle", False)):
-        model = models.build(express(batch_size=50, batch_order=order))
+        model = models.build(express(batch_size=40, batch_order=order))
         epochs = [np.concatenate(batches_of(model, 0, 12)[4 * e : 4 * e + 4]) for e in range(3)]
         for epoch in epochs:
-            assert sorted(epoch) == list(range(200)), "an epoch is the whole training set, once"
+            assert sorted(epoch) == list(range(160)), "an epoch is the whole training set, once"
         assert np.array_equal(epochs[0], epochs[1]) == repeats
 
 
@@ -194,7 +186,7 @@ def test_state_of_another_network_is_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("order", ["fixed", "reshuffle"])
 def test_cuda_equals_cpu(order):
-    config = express(batch_size=50, batch_order=order).ensemble([0, 1], [0.0, 0.01])
+    config = express(batch_size=40, batch_order=order).ensemble([0, 1], [0.0, 0.01])
     cpu, cuda = models.build(config), models.build(config, "cuda")
     for model in (cpu, cuda):
         model.init()

@@ -27,7 +27,7 @@ from grokutils.schedule import log_spaced
 
 
 def tiny(**changes) -> RunConfig:
-    values = dict(steps=400, batch_size=50, batch_order="reshuffle", wd=0.01, width=32)
+    values = dict(steps=400, batch_size=40, batch_order="reshuffle", wd=0.01, width=32)
     return RunConfig.recipe("express", **{**values, **changes})
 
 
@@ -90,7 +90,7 @@ def test_a_shorter_run_is_the_start_of_a_longer_one(whole):
 SCRIPT = """
     import sys
     from grokutils import RunConfig, train, TrainingInterrupted
-    config = RunConfig.recipe("express", steps={steps}, batch_size=50, batch_order="reshuffle", wd=0.01, width=32)
+    config = RunConfig.recipe("express", steps={steps}, batch_size=40, batch_order="reshuffle", wd=0.01, width=32)
     try:
         train(config, sys.argv[1], progress=False, autosave=0.02)
     except TrainingInterrupted as error:
