@@ -68,7 +68,7 @@ class DataLoaderLoop:
         dataset = data.load(config, config.seed)
         self.net = network(config, dataset.x_train.shape[1])
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=0.0)
-        loader = DataLoader(ImageFiles(dataset), batch_size=config.batch_size, shuffle=True)
+        loader = DataLoader(ImageFiles(dataset), batch_size=config.batch, shuffle=True)
         self.batches = itertools.chain.from_iterable(loader for _ in itertools.count())
         self.targets = torch.eye(10, dtype=torch.float64)
 
@@ -179,7 +179,7 @@ def paper(steps: int, rounds: int, threads: int) -> dict:
     ways["grokutils, two members in two processes"] = lambda: two_processes(steps)
     seconds = _bench.medians(_bench.interleaved(ways, rounds))
     # multiplications and additions of the eight matrix products, on the pixels that are ever used
-    used, width, batch = len(ours.model._columns), config.width, config.batch_size
+    used, width, batch = len(ours.model._columns), config.width, config.batch
     flop = 2 * batch * (2 * used * width + 3 * width * width + 3 * 10 * width)
     rates = {}
     for count in (1, threads):

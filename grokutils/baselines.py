@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from .measure import weight_statistics
+from .measure import l2_norm
+from .spectra import as_matrix
 
 __all__ = [
     "absolute_weight_entropy_notebook",
@@ -23,6 +24,7 @@ __all__ = [
     "circuit_complexity_text",
     "effective_rank",
     "hidden_activations",
+    "progress_measures",
     "weight_controls",
 ]
 
@@ -41,6 +43,14 @@ def hidden_activations(module: torch.nn.Module, x: torch.Tensor) -> list[torch.T
     ------
     ValueError : a module without a ReLU module.
     """
+    found = _run(module, x)[0]
+    if not found:
+        raise ValueError(f"the module must contain torch.nn.ReLU modules; {type(module).__name__} has none.")
+    return found
+
+
+def _run(module: torch.nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Outputs of the ReLUs, and of the module."""
     found: list[torch.Tensor] = []
     hooks = [
         m.register_forward_hook(lambda _module, _inputs, output: found.append(output))
@@ -49,13 +59,55 @@ def hidden_activations(module: torch.nn.Module, x: torch.Tensor) -> list[torch.T
     ]
     try:
         with torch.no_grad():
-            module(x)
+            return found, module(x)
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
-        raise ValueError(f"the module must contain torch.nn.ReLU modules; {type(module).__name__} has none.")
-    return found
+
+
+def progress_measures(
+    module: torch.nn.Module, weights: Mapping[str, np.ndarray], x: torch.Tensor, *, draws: int = 8, seed: int = 0
+) -> dict[str, float]:
+    """All measures of this module, by both definitions, and the l2 norm; from one pass over the images.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
+    >>> list(progress_measures(net, weights, torch.rand(5, 2)))[:2]
+    ['activation_sparsity_text', 'activation_sparsity_notebook']
+
+    Parameters
+    ----------
+    module : the network; its ReLUs must be modules, otherwise the sparsity is NaN
+    weights : the same network's, by their `torch.nn` names
+    x : the training images, as the module takes them
+    draws, seed : of the circuit complexity
+    """
+    activations, output = _run(module, x)
+    before = torch.log_softmax(output, dim=-1)
+    batch = _fixed_batch(x)
+    text = _divergence(module, x, 0.1, 1.0, draws, seed, before).sum(dim=1).mean()
+    notebook = _divergence(module, x[batch], 0.5, 2.0, draws, seed, before[batch]).mean()
+    nan = float("nan")
+    return {
+        "activation_sparsity_text": _sparsity(activations, 1.0) if activations else nan,
+        "activation_sparsity_notebook": _sparsity(activations[:1], 1.0) if activations else nan,
+        "absolute_weight_entropy_text": absolute_weight_entropy_text(weights),
+        "absolute_weight_entropy_notebook": absolute_weight_entropy_notebook(weights),
+        "circuit_complexity_text": float(text),
+        "circuit_complexity_notebook": float(notebook),
+        "l2_norm": l2_norm(weights),
+    }
+
+
+def _sparsity(activations: list[torch.Tensor], tau: float) -> float:
+    return float(np.mean([(a < tau).double().mean().item() for a in activations]))
+
+
+def _fixed_batch(x: torch.Tensor) -> torch.Tensor:
+    """Which images make the one fixed batch: spread evenly, since a training set is in the order of its
+    classes."""
+    size = min(NOTEBOOK_BATCH, len(x))
+    return torch.arange(size) * len(x) // size
 
 
 def activation_sparsity_text(module: torch.nn.Module, x: torch.Tensor, tau: float = 1.0) -> float:
@@ -63,12 +115,12 @@ def activation_sparsity_text(module: torch.nn.Module, x: torch.Tensor, tau: floa
 
     The text leaves `tau` open; 1 is what the notebook uses.
     """
-    return float(np.mean([(a < tau).double().mean().item() for a in hidden_activations(module, x)]))
+    return _sparsity(hidden_activations(module, x), tau)
 
 
 def activation_sparsity_notebook(module: torch.nn.Module, x: torch.Tensor) -> float:
     """Share of the *first* hidden layer's activations below 1, as the published notebook computes it."""
-    return float((hidden_activations(module, x)[0] < 1.0).double().mean().item())
+    return _sparsity(hidden_activations(module, x)[:1], 1.0)
 
 
 def absolute_weight_entropy_text(weights: Mapping[str, np.ndarray]) -> float:
@@ -106,15 +158,23 @@ def circuit_complexity_text(
 def circuit_complexity_notebook(
     module: torch.nn.Module, x: torch.Tensor, *, draws: int = 8, seed: int = 0
 ) -> float:
-    """The same with *half* of the weights dropped and the rest doubled, *averaged* over the first 200
-    images, as the published notebook computes it (dropout on the weights); averaged over `draws`."""
-    return float(_divergence(module, x[:NOTEBOOK_BATCH], 0.5, 2.0, draws, seed).mean())
+    """The same with *half* of the weights dropped and the rest doubled, *averaged* over one batch of 200
+    images, as the published notebook computes it (dropout on the weights); averaged over `draws`. The images
+    are spread evenly over `x`."""
+    return float(_divergence(module, x[_fixed_batch(x)], 0.5, 2.0, draws, seed).mean())
 
 
 def _divergence(
-    module: torch.nn.Module, x: torch.Tensor, share: float, scale: float, draws: int, seed: int
+    module: torch.nn.Module,
+    x: torch.Tensor,
+    share: float,
+    scale: float,
+    draws: int,
+    seed: int,
+    before: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """KL(softmax of the outputs || softmax with weights dropped), (draws, images)."""
+    """KL(softmax of the outputs || softmax with weights dropped), (draws, images). ``before`` is the
+    logarithm of the first softmax, if it is at hand."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1; got {share!r}.")
     if draws < 1:
@@ -123,7 +183,8 @@ def _divergence(
     state = {name: p.detach() for name, p in module.named_parameters()}
     rows = []
     with torch.no_grad():
-        before = torch.log_softmax(module(x), dim=-1)
+        if before is None:
+            before = torch.log_softmax(module(x), dim=-1)
         for _ in range(draws):
             dropped = dict(state)
             for name, w in state.items():
@@ -145,7 +206,9 @@ def effective_rank(singular_values: np.ndarray) -> float:
     """
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1 or s.size == 0 or not np.all(np.isfinite(s)) or np.any(s < 0):
-        raise ValueError("singular_values must be a vector of finite numbers of at least 0.")
+        raise ValueError(
+            f"singular_values must be a vector of finite numbers of at least 0; got shape {s.shape}."
+        )
     if s.max() == 0:
         return float("nan")
     p = s[s > 0] / s.sum()
@@ -160,30 +223,33 @@ def weight_controls(weight: np.ndarray, singular_values: np.ndarray | None = Non
 
     Parameters
     ----------
+    weight : matrix (rows, columns); see `grokutils.spectra.as_matrix` for what is accepted and what raises
     singular_values : if they are at hand already
 
     Returns
     -------
     dict with ``max_over_std`` (largest |w - mean| in standard deviations), ``kurtosis`` (3 for a Gaussian),
     ``mean_over_std``, ``spectral_norm`` and ``effective_rank``. Ratios of a constant matrix are NaN.
-
-    Raises
-    ------
-    ValueError : not a matrix of finite real numbers.
     """
-    w = np.asarray(weight)
-    if w.ndim != 2 or w.size == 0 or np.iscomplexobj(w) or not np.all(np.isfinite(w)):
-        raise ValueError(f"weight must be a matrix of finite real numbers; got an array of shape {w.shape}.")
-    w = w.astype(np.float64)
+    w = as_matrix(weight, "weight")
     s = np.linalg.svd(w, compute_uv=False) if singular_values is None else np.asarray(singular_values)
-    statistics = weight_statistics(w)
-    std, mean = statistics["std"], statistics["mean"]
+    return {**_shape_of_entries(w), "spectral_norm": float(s.max()), "effective_rank": effective_rank(s)}
+
+
+def _shape_of_entries(w: np.ndarray) -> dict[str, float]:
+    """The three controls that depend neither on the scale nor on the places of the entries."""
+    mean = w.mean()
+    centred = w - mean
+    largest = max(centred.max(), -centred.min())
+    if w.min() == w.max() or not largest > 0:  # the mean of equal numbers is off by rounding
+        return dict.fromkeys(("max_over_std", "kurtosis", "mean_over_std"), float("nan"))
+    centred /= largest  # no power overflows
+    squares = np.square(centred).ravel()
+    variance = squares.mean()
     return {
-        "max_over_std": float(np.abs(w - mean).max() / std) if std > 0 else float("nan"),
-        "kurtosis": statistics["kurtosis"],
-        "mean_over_std": mean / std if std > 0 else float("nan"),
-        "spectral_norm": float(s.max()),
-        "effective_rank": effective_rank(s),
+        "max_over_std": float(1.0 / np.sqrt(variance)),
+        "kurtosis": float(np.dot(squares, squares) / squares.size / variance**2),
+        "mean_over_std": float(mean / largest / np.sqrt(variance)),
     }
 
 

@@ -48,7 +48,7 @@ MAX_PER_CLASS = {"mnist": 850, "digits": 150}
 class RunConfig:
     """All hyperparameters of a run, checked when it is made.
 
-    >>> RunConfig.recipe("express", weight_decay=0.01, steps=2_000).batch_size
+    >>> RunConfig.recipe("express", weight_decay=0.01, steps=2_000).batch
     160
 
     Values given as text or as whole floats are taken (``steps="1e5"``, ``steps=1e5``).
@@ -76,7 +76,7 @@ class RunConfig:
     beta1: float = _spec(0.9, "AdamW beta 1", low=0, high=0.999999)
     beta2: float = _spec(0.999, "AdamW beta 2", low=0, high=0.99999999)
     eps: float = _spec(1e-8, "AdamW epsilon", low=0, high=1, open_low=True)
-    batch_size: int = _spec(200, "images per step", low=1)
+    batch_size: int = _spec(200, "examples per step; 0: the whole training set", low=0)
     batch_order: str = _spec(
         "fixed",
         "'fixed': the same minibatches in the same order for ever (the authors' published loop); "
@@ -136,7 +136,7 @@ class RunConfig:
                 f"per_class must be between 1 and {MAX_PER_CLASS[self.dataset]} for {self.dataset}; "
                 f"got {_shown(self.per_class)}."
             )
-        if self.train_size % self.batch_size:
+        if self.train_size % self.batch:
             raise ConfigError(
                 f"batch_size must divide the training set of {self.train_size} images; "
                 f"got {_shown(self.batch_size)}."
@@ -148,6 +148,11 @@ class RunConfig:
     def train_size(self) -> int:
         """Images in the training set (ten classes)."""
         return 10 * self.per_class
+
+    @property
+    def batch(self) -> int:
+        """Examples per step."""
+        return self.batch_size or self.train_size
 
     @property
     def networks(self) -> tuple[Member, ...]:
@@ -175,13 +180,17 @@ class RunConfig:
     @property
     def identity(self) -> str:
         """SHA-256 of everything that determines the trajectory: all fields but ``steps`` and the
-        recipe's name. Two runs of one identity are the same run, one perhaps longer."""
-        values = self.to_dict()
-        for name in ("steps", "recipe_name"):
-            del values[name]
+        recipe's name. Two runs of one identity are the same run, one perhaps longer.
+
+        Only what differs from the defaults counts, so that a later version with more fields still knows the
+        runs of an earlier one.
+        """
+        aside = {"steps", "recipe_name"}
         if self.members is not None:
             # a member carries its own seed and decay, so these two no longer mean anything
-            del values["seed"], values["weight_decay"]
+            aside |= {"seed", "weight_decay"}
+        values = {n: v for n, v in self.to_dict().items() if n not in aside and v != _DEFAULTS[n]}
+        values["batch_size"] = self.batch
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +211,7 @@ class RunConfig:
 
 
 _FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(RunConfig)}
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig)}
 _TYPES = {
     f.name: type(f.default) for f in dataclasses.fields(RunConfig) if f.name != "members"
 }
@@ -210,7 +220,7 @@ _LONG_NAME = {s["symbol"]: n for n, s in _FIELDS.items() if s.get("symbol")}
 # What each recipe changes of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "express": dict(
-        dataset="digits", per_class=16, width=100, learning_rate=1e-2, batch_size=160, steps=250_000,
+        dataset="digits", per_class=16, width=100, learning_rate=1e-2, batch_size=0, steps=250_000,
         dtype="float32",
     ),
     "paper": {},

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,12 @@ def find_layers(source: Any) -> list[Layer]:
             "source must be a matrix, a torch module, a mapping of names to arrays, the path of a "
             f".safetensors file or a Record; got {type(source).__name__}."
         )
-    found = [layer for entry in _without_repeats(entries) for layer in _matrices(entry)]
+    entries = _without_repeats(entries)
+    times = Counter(_short(entry.name) for entry in entries)
+    found = []
+    for entry in entries:
+        short = _short(entry.name)
+        found += _matrices(entry, short if times[short] == 1 else entry.name)
     if not found:
         raise ValueError(_nothing(source))
     return found
@@ -107,7 +113,8 @@ class _Entry:
 
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], Any]
+    #: The array, or the part of it that is at the index given.
+    read: Callable[..., Any]
     #: None where the source does not say.
     convolution: bool | None
     #: Equal for two names of the same memory; None for what is certainly no other's.
@@ -121,7 +128,8 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
     for prefix, part in module.named_modules():
         for parameter in part.parameters(recurse=False):
             skip = isinstance(part, _NORMS)
-            kind[id(parameter)] = None if skip else isinstance(part, _CONVOLUTIONS)
+            # the first word stands: a parametrised module has spoken for the modules in it
+            kind.setdefault(id(parameter), None if skip else isinstance(part, _CONVOLUTIONS))
         if parametrize.is_parametrized(part):
             for name, chain in part.parametrizations.items():
                 for parameter in chain.parameters():
@@ -130,7 +138,7 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
                     value = _effective(chain)
                     full = f"{prefix}.{name}" if prefix else name
                     convolution = isinstance(part, _CONVOLUTIONS)
-                    entries.append(_Entry(full, tuple(value.shape), lambda v=value: v, convolution))
+                    entries.append(_Entry(full, tuple(value.shape), _reader(value), convolution))
     for name, parameter in module.named_parameters(remove_duplicate=False):
         convolution = kind.get(id(parameter), False)
         if convolution is None:
@@ -139,7 +147,7 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
             entries.append(_Entry(name, (), _uninitialised, False))
             continue
         entries.append(
-            _Entry(name, tuple(parameter.shape), lambda p=parameter: p, convolution, _memory(parameter))
+            _Entry(name, tuple(parameter.shape), _reader(parameter), convolution, _memory(parameter))
         )
     return entries
 
@@ -151,7 +159,15 @@ def _effective(chain: torch.nn.Module) -> torch.Tensor:
         return copy.deepcopy(chain).eval()()
 
 
-def _uninitialised():
+def _reader(array: Any) -> Callable[..., Any]:
+    return lambda index=None: array if index is None else array[index]
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".weight").removesuffix("_weight")
+
+
+def _uninitialised(index=None):
     raise ValueError("it has no numbers yet: run the lazy module once.")
 
 
@@ -165,7 +181,7 @@ def _from_mapping(mapping: Mapping[str, Any]) -> list[_Entry]:
             sides = tuple(int(side) for side in shape)
         except (TypeError, ValueError):
             continue
-        entries.append(_Entry(str(name), sides, lambda a=array: a, None, _memory(array)))
+        entries.append(_Entry(str(name), sides, _reader(array), None, _memory(array)))
     return entries
 
 
@@ -190,14 +206,17 @@ def _from_file(path: Path) -> list[_Entry]:
         for name in names:
             part = file.get_slice(name)
             if part.get_dtype() != "BOOL" and part.get_dtype()[0] not in "IU":  # I64, U8, ...
-                shape = tuple(part.get_shape())
-                entries.append(_Entry(name, shape, lambda n=name: file.get_tensor(n), None))
+                entries.append(_Entry(name, tuple(part.get_shape()), _file_reader(file, name), None))
         return entries
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no safetensors file ({error}). Pickled checkpoints are not read, since reading one "
             "can run code; save yours with safetensors.torch.save_file(model.state_dict(), path)."
         ) from None
+
+
+def _file_reader(file: Any, name: str) -> Callable[..., Any]:
+    return lambda index=None: file.get_tensor(name) if index is None else file.get_slice(name)[index]
 
 
 def _memory(array: Any) -> Any:
@@ -225,52 +244,44 @@ def _without_repeats(entries: list[_Entry]) -> list[_Entry]:
     return kept
 
 
-def _matrices(entry: _Entry) -> list[Layer]:
+def _matrices(entry: _Entry, name: str) -> list[Layer]:
     """The matrices in one array; none in a vector."""
-    shape, name = entry.shape, entry.name.removesuffix(".weight").removesuffix("_weight")
+    shape, read = entry.shape, entry.read
     tied = f"also {', '.join(entry.also)}" if entry.also else ""
 
-    def layer(name: str, note: str, part: Callable[[Any], Any] | None = None) -> Layer:
-        read = entry.read if part is None else lambda: part(entry.read())
-        return Layer(name, shape, "; ".join(filter(None, (note, tied))), read)
+    def layer(name: str, note: str, numbers: Callable[[], Any]) -> Layer:
+        return Layer(name, shape, "; ".join(filter(None, (note, tied))), numbers)
 
-    if entry.read is _uninitialised:
-        return [layer(name, "")]
+    if read is _uninitialised:
+        return [layer(name, "", read)]
     if len(shape) < 2 or 0 in shape:
         return []
     if len(shape) == 2:
-        return [
-            layer(f"{name}.{which}", f"a third of {entry.name}", part)
-            for which, part in _thirds(name, shape)
-        ] or [layer(name, "")]
+        parts = _thirds(name, shape)
+        note = f"a third of {entry.name}"
+        return [layer(f"{name}.{k}", note, lambda at=at: read(at)) for k, at in parts] or [layer(name, "", read)]
     if entry.convolution or (entry.convolution is None and max(shape[2:]) <= _LARGEST_KERNEL):
-        note = f"{_times(shape)} read as {shape[0]} x {math.prod(shape[1:])}"
-        return [layer(name, note, lambda a: a.reshape(shape[0], -1))]
+        note = f"{' x '.join(map(str, shape))} read as {shape[0]} x {math.prod(shape[1:])}"
+        return [layer(name, note, lambda: read().reshape(shape[0], -1))]
     stack, sides = shape[:-2], shape[-2:]
+    if min(sides) == 1:
+        return []
     if math.prod(stack) == 1:
-        return [layer(name, "", lambda a: a.reshape(sides))] if min(sides) > 1 else []
-    return [
-        layer(f"{name}[{','.join(map(str, at))}]", f"one of {math.prod(stack)} in {entry.name}", lambda a, at=at: a[at])
-        for at in np.ndindex(stack)
-    ]
+        return [layer(name, "", lambda: read().reshape(sides))]
+    note = f"one of {math.prod(stack)} in {entry.name}"
+    return [layer(f"{name}[{','.join(map(str, at))}]", note, lambda at=at: read(at)) for at in np.ndindex(stack)]
 
 
-def _thirds(name: str, shape: tuple[int, ...]) -> list[tuple[str, Callable[[Any], Any]]]:
-    """Queries, keys and values of a fused projection, along its longer side."""
+def _thirds(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[slice, slice]]]:
+    """Where the queries, keys and values of a fused projection are, along its longer side."""
     rows, columns = shape
     short = min(shape)
     if name.rpartition(".")[2] not in _FUSED or max(shape) != 3 * short:
         return []
-    slices = [slice(k * short, (k + 1) * short) for k in range(3)]
-    if rows > columns:
-        parts = [lambda a, s=s: a[s] for s in slices]
-    else:
-        parts = [lambda a, s=s: a[:, s] for s in slices]
-    return list(zip("qkv", parts, strict=True))
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    parts = [slice(k * short, (k + 1) * short) for k in range(3)]
+    everything = slice(None)
+    places = [(part, everything) if rows > columns else (everything, part) for part in parts]
+    return list(zip("qkv", places, strict=True))
 
 
 def _nothing(source: Any) -> str:

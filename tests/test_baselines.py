@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from grokutils import baselines as b
+from grokutils.measure import weight_statistics
 
 
 @pytest.fixture
@@ -48,9 +49,10 @@ def test_entropy():
 
 def test_circuit_complexity_by_hand(net, x):
     """One draw, the same masks, the sums written out."""
+    spread = [3 * i // 2 for i in range(200)]  # 200 of the 300 images
     for function, share, scale, images, reduce in (
-        (b.circuit_complexity_text, 0.1, 1.0, 300, np.sum),
-        (b.circuit_complexity_notebook, 0.5, 2.0, 200, np.mean),
+        (b.circuit_complexity_text, 0.1, 1.0, range(300), np.sum),
+        (b.circuit_complexity_notebook, 0.5, 2.0, spread, np.mean),
     ):
         generator = torch.Generator().manual_seed(7)
         other = torch.nn.Sequential(
@@ -61,7 +63,7 @@ def test_circuit_complexity_by_hand(net, x):
             for name, p in other.named_parameters():
                 if name.endswith("weight"):
                     p.mul_((torch.rand(p.shape, generator=generator) >= share) * scale)
-            p, q = (torch.softmax(m(x[:images]), -1).numpy() for m in (net, other))
+            p, q = (torch.softmax(m(x[list(images)]), -1).numpy() for m in (net, other))
         expected = reduce(np.sum(p * np.log(p / q), axis=1))
         assert function(net, x, draws=1, seed=7) == pytest.approx(expected)
 
@@ -110,6 +112,28 @@ def test_controls_of_known_matrices():
     "bad", [np.ones(3), np.ones((2, 0)), np.array([[np.nan, 1]]), np.array([[np.inf, 1]]), np.eye(2) * 1j]
 )
 def test_no_matrix(bad):
-    with pytest.raises(ValueError, match="weight must be a matrix of finite real numbers"):
+    with pytest.raises((ValueError, TypeError), match="^weight must "):
         b.weight_controls(bad)
+
+
+def test_effective_rank():
     assert np.isnan(b.effective_rank(np.zeros(3)))
+    for bad in ([], [-1.0], [np.nan], [[1.0]]):
+        with pytest.raises(ValueError, match="^singular_values must be a vector of finite numbers"):
+            b.effective_rank(bad)
+
+
+def test_controls_agree_with_the_moments_that_training_records():
+    w = np.random.default_rng(3).standard_t(3, size=(50, 40)) + 0.2
+    mine, recorded = b.weight_controls(w), weight_statistics(w)
+    assert mine["kurtosis"] == pytest.approx(recorded["kurtosis"], rel=1e-12)
+    assert mine["mean_over_std"] == pytest.approx(recorded["mean"] / recorded["std"], rel=1e-12)
+    assert mine["max_over_std"] == pytest.approx(np.abs(w - w.mean()).max() / recorded["std"], rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e100])
+def test_controls_of_very_small_and_very_large_weights(scale):
+    w = np.random.default_rng(0).normal(size=(20, 30))
+    mine, scaled = b.weight_controls(w), b.weight_controls(w * scale)
+    for name in ("max_over_std", "kurtosis", "mean_over_std", "effective_rank"):
+        assert scaled[name] == pytest.approx(mine[name], rel=1e-9)

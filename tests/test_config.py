@@ -77,11 +77,11 @@ def test_the_express_recipe_is_the_paper_scaled_down():
         "per_class": 16,
         "width": 100,
         "learning_rate": 1e-2,
-        "batch_size": 160,
+        "batch_size": 0,
         "steps": 250_000,
         "dtype": "float32",
     }
-    assert RunConfig.recipe("express").batch_size == RunConfig.recipe("express").train_size  # full batch
+    assert RunConfig.recipe("express").batch == RunConfig.recipe("express").train_size == 160  # full batch
     assert RunConfig.recipe() == RunConfig.recipe("express")
 
 
@@ -118,7 +118,7 @@ def test_the_bounds_themselves_are_allowed():
     allowed = dict(
         steps=(1, MAX_STEPS), seed=(0, 2**32 - 1), depth=(2, 8), width=(1, 8192), weight_decay=(0, 10),
         random_labels=(0, 1), learning_rate=(1e-300, 10), init_scale=(1e-300, 1000), beta1=(0, 0.999999),
-        beta2=(0, 0.99999999), eps=(1e-300, 1), batch_size=(1, 1000),
+        beta2=(0, 0.99999999), eps=(1e-300, 1), batch_size=(0, 1000),
     )  # fmt: skip
     for name, values in allowed.items():
         for value in values:
@@ -175,7 +175,7 @@ def test_what_is_out_of_bounds_is_refused(name, value):
         (dict(seed=2**32), "seed must be a whole number of at least 0 and at most 4,294,967,295; got 4294967296."),
         (dict(depth=1), "depth must be a whole number of at least 2 and at most 8; got 1."),
         (dict(width=0), "width must be a whole number of at least 1 and at most 8,192; got 0."),
-        (dict(batch_size=0), "batch_size must be a whole number of at least 1; got 0."),
+        (dict(batch_size=-1), "batch_size must be a whole number of at least 0; got -1."),
         (dict(batch_size=300), "batch_size must divide the training set of 1000 images; got 300."),
         (dict(batch_size=2000), "batch_size must divide the training set of 1000 images; got 2000."),
         (dict(per_class=30), "batch_size must divide the training set of 300 images; got 200."),

@@ -146,7 +146,7 @@ class MLP(Model):
 
     def _make_batches(self) -> None:
         c = self.config
-        self._per_epoch = c.train_size // c.batch_size
+        self._per_epoch = c.train_size // c.batch
         # a whole-set batch is the same batch in whatever order
         self._repeats = c.batch_order == "fixed" or self._per_epoch == 1
         self._cache: dict[int, _Batch] = {}
@@ -166,7 +166,7 @@ class MLP(Model):
                 for m in self.config.networks
             ]
             self._epoch = epoch, np.stack(orders)
-        size = self.config.batch_size
+        size = self.config.batch
         return self._epoch[1][:, place * size : (place + 1) * size]
 
     def batch(self, number: int) -> _Batch:
@@ -212,11 +212,11 @@ class MLP(Model):
         lead = (self.members,) if self.members > 1 else ()
 
         def new(width: int) -> torch.Tensor:
-            return torch.empty(*lead, c.batch_size, width, dtype=self.dtype, device=self.device)
+            return torch.empty(*lead, c.batch, width, dtype=self.dtype, device=self.device)
 
         self._hidden = [new(c.width) for _ in range(c.depth - 1)]  # after the ReLU
         self._error = [new(c.width) for _ in range(c.depth - 1)] + [new(_CLASSES)]  # d loss / d before it
-        self._ones = torch.ones(*lead, c.batch_size, 1, dtype=self.dtype, device=self.device)
+        self._ones = torch.ones(*lead, c.batch, 1, dtype=self.dtype, device=self.device)
         # how the operations are called: plain products for one member, batched ones for several
         one = self.members == 1
         self._mm = torch.mm if one else torch.bmm

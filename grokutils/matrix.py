@@ -1,0 +1,166 @@
+"""Everything that is measured of one weight matrix, as one row of numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import baselines
+from ._blas import threads_for
+from .spectra import CUTOFF, alpha_hat, as_matrix, erg_tail, esd, fit_power_law, stable_rank
+from .traps import METHODS, TrapResult, count_traps, find_traps, mp_ks, trap_vectors
+
+__all__ = ["MatrixDiagnosis", "Options", "diagnose_matrix"]
+
+# The Monte-Carlo p needs hundreds of random spectra of the same shape: a second for 200 eigenvalues (once in
+# a process), many minutes for thousands.
+_LARGEST_NULL = 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how; checked when it is made. `grokutils.diagnose` says what each means."""
+
+    shuffles: int = 20
+    seed: Any = 0
+    method: str = "bulk"
+    bootstrap: int = 0
+    cutoff: float | str = CUTOFF
+    ks_draws: int = 400
+
+    def __post_init__(self) -> None:
+        for name in ("shuffles", "bootstrap", "ks_draws"):
+            _check_count(name, getattr(self, name))
+        if not isinstance(self.seed, (np.random.Generator, np.random.RandomState)):
+            _check_count("seed", self.seed)
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        fit_power_law([1.0], cutoff=self.cutoff)  # knows what a cutoff is
+
+    @property
+    def whole_seed(self) -> int:
+        """The seed of what cannot be drawn from a generator."""
+        return self.seed if isinstance(self.seed, (int, np.integer)) else 0
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixDiagnosis:
+    """One matrix: its row, and the spectra that the row was read from."""
+
+    #: By column name; `grokutils.columns.COLUMNS` says what each means.
+    row: dict[str, Any]
+    #: Eigenvalues of W^T W, ascending.
+    eigenvalues: np.ndarray
+    #: What was found in its shuffles; None if none were made.
+    traps: TrapResult | None
+
+
+def diagnose_matrix(W: Any, *, name: str = "W", **options: Any) -> MatrixDiagnosis:
+    """Spectrum, traps and controls of one matrix.
+
+    >>> found = diagnose_matrix(np.random.default_rng(0).normal(size=(40, 30)), shuffles=3)
+    >>> found.row["traps"], found.eigenvalues.shape, found.traps.eigenvalues.shape
+    (0.0, (30,), (3, 30))
+
+    Parameters
+    ----------
+    W : matrix (rows, columns); see `grokutils.spectra.as_matrix`
+    name : what messages call it
+    **options : `Options`
+
+    Returns
+    -------
+    `MatrixDiagnosis`. What a matrix is too small or too degenerate for is NaN in its row, which says why in
+    ``alpha_reason`` and ``traps_reason``.
+
+    Raises
+    ------
+    TypeError, ValueError : no matrix of finite real numbers, or an option without meaning.
+    """
+    chosen = Options(**options)
+    matrix = as_matrix(W, name)
+    with threads_for(matrix.shape):
+        eigenvalues = esd(matrix)
+        row = {"rows": matrix.shape[0], "columns": matrix.shape[1]}
+        row |= _alpha(eigenvalues, chosen)
+        found, traps = _traps(matrix, eigenvalues, chosen)
+        row |= traps
+        row |= baselines.weight_controls(matrix, np.sqrt(eigenvalues))
+        row["l2_norm"] = float(np.sqrt(eigenvalues.sum()))
+    return MatrixDiagnosis(row, eigenvalues, found)
+
+
+def unreadable(shape: tuple[int, ...], reason: str) -> dict[str, Any]:
+    """The row of a layer that cannot be measured: its reason, and NaN."""
+    row = dict(diagnose_matrix(np.zeros((1, 1)), shuffles=0).row)
+    row = {key: math.nan if isinstance(value, float) else value for key, value in row.items()}
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    return row | {"rows": rows, "columns": columns, "alpha_reason": reason, "traps_reason": reason}
+
+
+def _alpha(eigenvalues: np.ndarray, options: Options) -> dict[str, Any]:
+    cutoff = options.cutoff
+    fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, cutoff=cutoff)
+    clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", cutoff=cutoff)
+    low, high = fit.interval or (math.nan, math.nan)
+    erg = erg_tail(eigenvalues, fit.xmin)
+    return {
+        "alpha": fit.alpha,
+        "alpha_sigma": fit.sigma,
+        "alpha_low": low,
+        "alpha_high": high,
+        "xmin": fit.xmin,
+        "D": fit.D,
+        "n_tail": fit.n_tail,
+        "alpha_clipped": clipped.alpha,
+        "alpha_hat": alpha_hat(fit.alpha, eigenvalues),
+        "stable_rank": stable_rank(eigenvalues),
+        "erg_count": erg.count,
+        "erg_gap": erg.relative_gap,
+        "alpha_reason": fit.reason,
+    }
+
+
+def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tuple[TrapResult | None, dict]:
+    nan = math.nan
+    row: dict[str, Any] = dict.fromkeys(
+        ("traps", "traps_std", "sigma_mp", "trap_strength", "trap_ipr", "trap_share", "trap_z", "ks_D",
+         "ks_p_textbook", "ks_p", "spikes", "spikes_sigma_mp"), nan,
+    )  # fmt: skip
+    if not options.shuffles:
+        return None, row | {"traps_reason": "none were looked for (shuffles=0)"}
+    before = copy.deepcopy(options.seed)  # the same shuffle once more, for the vectors
+    found = find_traps(matrix, options.seed, options.shuffles, options.method)
+    row["traps_reason"] = found.reason
+    if found.status != "ok":
+        return found, row
+    own = count_traps(eigenvalues, matrix.shape, options.method)
+    row |= {
+        "traps": found.mean,
+        "traps_std": found.std,
+        "sigma_mp": float(np.nanmean(found.sigma_mp)),
+        "trap_strength": float(np.nanmean(found.eigenvalues[:, -1] / found.threshold)),
+        "spikes": own.mean,
+        "spikes_sigma_mp": float(own.sigma_mp[0]),
+    }
+    if found.counts[0] > 0:
+        largest = trap_vectors(matrix, before, shuffle=0, k=1, entries=1)
+        row["trap_ipr"] = float(max(largest.ipr_left[0], largest.ipr_right[0]))
+        row["trap_share"] = largest.entries[0][0].share
+        row["trap_z"] = largest.entries[0][0].z
+    if options.ks_draws and min(matrix.shape) <= _LARGEST_NULL:
+        ks = mp_ks(found.eigenvalues[:1], matrix.shape, draws=options.ks_draws)
+        row |= {
+            "ks_D": float(ks.D[0]), "ks_p_textbook": float(ks.p_textbook[0]), "ks_p": float(ks.p_monte_carlo[0]),
+        }  # fmt: skip
+    return found, row

@@ -1,0 +1,95 @@
+"""What the numbers of a layer say of it: every threshold, and the words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["THRESHOLDS", "VERDICTS", "Thresholds", "verdict"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where one verdict ends and the next begins; the only place.
+
+    P1 (section 3.1) calls alpha between 2 and 5 or 6 moderately heavy-tailed: layers that have learnt. Below 2
+    is very heavy-tailed, above 5 or 6 random-like. It calls the lower bound hard and the upper one loose.
+    """
+
+    over_correlated_below: float = 2.0
+    under_trained_above: float = 6.0
+    #: Mean number of traps over the shuffles: half a trap means that about every other shuffle shows one.
+    trapped_from: float = 0.5
+    #: For the reason only: a weight carries a trap if its share of the singular value is this large,
+    carried_from: float = 0.5
+    #: and a mean this far from zero, in standard deviations, makes a trap (0.07 in 200 x 784, 0.1 in 200 x 200).
+    shifted_from: float = 0.07
+
+
+THRESHOLDS = Thresholds()
+
+#: What each verdict means, in the order in which `verdict` decides.
+VERDICTS = {
+    "trapped": "eigenvalues stand out of the random bulk although the entries were shuffled",
+    "undetermined": "no power law could be fitted, so there is no alpha; the reason says why",
+    "over-correlated": "alpha is below 2: a very heavy tail, said to come with overfitting",
+    "under-trained": "alpha is above 6: the spectrum is close to that of a random matrix",
+    "well-trained": "alpha lies between 2 and 6, as is usual of layers that have learnt, and there are no traps",
+}
+
+
+def verdict(row: Mapping[str, Any], thresholds: Thresholds = THRESHOLDS) -> tuple[str, str]:
+    """What one row of the table says of its matrix, and why.
+
+    >>> verdict({"alpha": 3.1, "traps": 0.0})
+    ('well-trained', 'alpha 3.1 lies between 2 and 6; no traps')
+
+    Parameters
+    ----------
+    row : of `grokutils.diagnose`; ``alpha`` and ``traps`` are needed, other columns make the reason richer
+    thresholds : where the verdicts change
+
+    Returns
+    -------
+    (verdict, reason). Traps come first, then alpha; "undetermined" where there is no alpha.
+    """
+    alpha, traps = float(row["alpha"]), float(row["traps"])
+    low, high = thresholds.over_correlated_below, thresholds.under_trained_above
+    number = f"alpha {_rounded(alpha, low, high)}"
+    if traps >= thresholds.trapped_from:
+        reason = f"{traps:.1f} traps{_cause(row, thresholds)}"
+        return "trapped", reason + (f"; {number} is below {low:g}" if alpha < low else "")
+    if math.isnan(alpha):
+        return "undetermined", f"no alpha: {row.get('alpha_reason') or 'the reason was not given'}"
+    also = _no_traps(row, traps)
+    if alpha < low:
+        return "over-correlated", f"{number} is below {low:g}; {also}"
+    if alpha > high:
+        return "under-trained", f"{number} is above {high:g}, close to random; {also}"
+    return "well-trained", f"{number} lies between {low:g} and {high:g}; {also}"
+
+
+def _rounded(alpha: float, low: float, high: float) -> str:
+    """With as few digits as keep it on its side of both thresholds: 1.98 is not to read as 2.0."""
+    for digits in (1, 2, 3):
+        text = f"{alpha:.{digits}f}"
+        if (float(text) < low) == (alpha < low) and (float(text) > high) == (alpha > high):
+            return text
+    return repr(alpha)
+
+
+def _cause(row: Mapping[str, Any], thresholds: Thresholds) -> str:
+    """What makes the largest trap, as far as the other columns tell."""
+    if row.get("trap_share", math.nan) >= thresholds.carried_from:
+        return f", the largest carried by one weight of {row['trap_z']:.0f} standard deviations"
+    if abs(mean := row.get("mean_over_std", math.nan)) >= thresholds.shifted_from:
+        return f"; the entries' mean is {mean:.2f} standard deviations"
+    return ""
+
+
+def _no_traps(row: Mapping[str, Any], traps: float) -> str:
+    if math.isnan(traps):
+        return f"traps not counted: {row.get('traps_reason') or 'the reason was not given'}"
+    return f"{traps:.2f} traps, too few to last" if traps > 0 else "no traps"
