@@ -1,4 +1,4 @@
-"""How many threads the linear algebra of one matrix gets."""
+"""How many threads the linear algebra of small matrices gets: one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 # Below this many eigenvalues a second thread gains little on an idle machine and costs 5 to 10 times the
@@ -29,3 +30,14 @@ def threads_for(shape: tuple[int, ...]) -> Iterator[None]:
         return
     with _controller().limit(limits=1, user_api="blas"):
         yield
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The same for torch, whose threads wait for each other just as badly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.stats import kstwo
-from tqdm.auto import tqdm
 
 from ._mp import bulk_sigma, mp_cdf, weightwatcher_sigma
+from ._progress import tqdm
 
 _FITS = {
     None: lambda x, Q: 1.0,

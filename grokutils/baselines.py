@@ -66,7 +66,12 @@ def _run(module: torch.nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], 
 
 
 def progress_measures(
-    module: torch.nn.Module, weights: Mapping[str, np.ndarray], x: torch.Tensor, *, draws: int = 8, seed: int = 0
+    module: torch.nn.Module,
+    weights: Mapping[str, np.ndarray],
+    x: torch.Tensor,
+    *,
+    draws: int = 8,
+    seed: int = 0,
 ) -> dict[str, float]:
     """All measures of this module, by both definitions, and the l2 norm; from one pass over the images.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from . import paths
+from ._table import table
+from .columns import DIAGNOSTICS
 from .config import RECIPES, ConfigError, RunConfig
 from .data import DataError
 from .diagnose import diagnose
@@ -75,13 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     d = commands.add_parser(
         "diagnose",
         help="alpha, traps and a verdict for every layer of a model",
-        description="Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file, or "
-        "of a run (by name; its spectra are then kept in the run).",
+        description="Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file or of "
+        "a run. Pickled checkpoints are refused, since reading one can run code.",
     )
     d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
     d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
-    d.add_argument("--all-steps", action="store_true", help="of a run: all saved steps, not only one")
-    d.add_argument("--shuffles", type=int, default=20, metavar="N", help="shuffles of each matrix (default 20)")
+    d.add_argument("--all-steps", action="store_true",
+                   help="of a run: all saved steps; the result is kept in the run")  # fmt: skip
+    d.add_argument("--shuffles", type=int, default=20, metavar="N",
+                   help="shuffles of each matrix (default 20; 0: no traps, fast)")  # fmt: skip
     d.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
     d.add_argument("--method", choices=METHODS, default="bulk",
                    help="how the random bulk is fitted (default: bulk)")  # fmt: skip
@@ -124,50 +129,40 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    options = dict(shuffles=arguments.shuffles, seed=arguments.seed, method=arguments.method)
-    path = Path(arguments.source)
-    if path.is_file():
-        frame = diagnose(path, **options)
-    elif path.suffix == ".safetensors":
-        raise FileNotFoundError(f"there is no file {path}.")
-    else:
-        record = load_record(arguments.source)
-        if arguments.all_steps:
-            frame = diagnose(record, **options)
-        else:
-            step = record.steps_saved[-1] if arguments.step is None else arguments.step
-            parts = [
-                diagnose(record.weights(step, m), **options).assign(step=step, member=m)
-                for m in range(len(record.config.networks))
-            ]
-            frame = pd.concat(parts, ignore_index=True)
-    if arguments.json:
-        print(frame.to_json(orient="records", indent=1))
-        return 0
-    print(_table(frame))
+    frame = _diagnosed(
+        arguments,
+        shuffles=arguments.shuffles,
+        seed=arguments.seed,
+        method=arguments.method,
+        ks_draws=400 if arguments.json or arguments.all_steps else 0,  # the table does not show them
+    )
+    text = frame.to_json(orient="records", indent=1, double_precision=15) if arguments.json else table(frame)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _table(frame: pd.DataFrame) -> str:
-    """The columns that a reader needs, and what they mean."""
-    shown = pd.DataFrame({
-        **{name: frame[name] for name in ("step", "member") if name in frame and frame[name].nunique() > 1},
-        "layer": frame.layer,
-        "shape": frame["rows"].astype(str) + " x " + frame["columns"].astype(str),
-        "alpha": [f"{a:.2f} +- {s:.2f}" for a, s in zip(frame.alpha, frame.alpha_sigma, strict=True)],
-        "traps": [f"{t:.1f} +- {s:.1f}" for t, s in zip(frame.traps, frame.traps_std, strict=True)],
-        "max|w|/std": frame.max_over_std.map("{:.1f}".format),
-        "verdict": frame.verdict,
-        "why": frame.reason,
-    })
-    return "\n".join([
-        shown.to_string(index=False, justify="left"),
-        "",
-        "alpha: exponent of the eigenvalues' power-law tail, +- its standard error; 2 to 6 is usual for layers",
-        "       that have learnt, more is close to random, less is said to mark overfitting.",
-        "traps: eigenvalues that stand out of the random bulk although the entries were shuffled; mean +- spread",
-        "       over shuffles. A few very large entries, or a mean that is not zero, are what makes them.",
-    ])
+def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
+    path = Path(arguments.source).expanduser()
+    of_a_run = arguments.all_steps or arguments.step is not None
+    if path.is_file() or path.suffix == ".safetensors":
+        if of_a_run:
+            raise ValueError(f"--step and --all-steps are for runs; {path} is a file.")
+        return diagnose(path, **options)
+    record = load_record(arguments.source)
+    if arguments.all_steps:
+        if arguments.step is not None:
+            raise ValueError("give --step or --all-steps, not both.")
+        return diagnose(record, **options)
+    parts = []
+    for member, network in enumerate(record.config.networks):
+        frame = diagnose(record.weights(arguments.step, member), **options)
+        step = record.steps_saved[-1] if arguments.step is None else arguments.step
+        where = {"step": step, "member": member, "seed": network.seed, "weight_decay": network.weight_decay}
+        parts.append(frame.assign(**where)[list(DIAGNOSTICS)])
+    return pd.concat(parts, ignore_index=True)
 
 
 def _print(record: Record) -> None:

@@ -274,7 +274,8 @@ def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     number = _number(value, kind)
     low, high, open_low = spec["low"], spec["high"], spec["open_low"]
     # written so that NaN, of which no comparison holds, is refused
-    if number is None or not (low < number if open_low else low <= number) or not (high is None or number <= high):
+    above = number is not None and (low < number if open_low else low <= number)
+    if not above or not (high is None or number <= high):
         word = "a whole number" if kind is int else "a number"
         limit = f"greater than {low:,}" if open_low else f"of at least {low:,}"
         limit += "" if high is None else f" and at most {high:,}"

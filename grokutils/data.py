@@ -72,6 +72,7 @@ def load(config: RunConfig, seed: int) -> Dataset:
     Raises
     ------
     DataError : MNIST is neither there nor to be downloaded, or a file is damaged.
+    ConfigError : a seed that is negative, fractional or beyond 2^32 - 1.
     """
     if config.dataset == "mnist":
         x, y, x_test, y_test, source = _mnist(paths.data_root())
@@ -79,7 +80,7 @@ def load(config: RunConfig, seed: int) -> Dataset:
     else:
         x, y, source = _digits()
         image_shape = (8, 8)
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([config.replace(seed=seed).seed, 0])
     chosen = np.concatenate(
         [rng.choice(np.flatnonzero(y == c), config.per_class, replace=False) for c in range(10)]
     )

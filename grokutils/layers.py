@@ -23,7 +23,7 @@ import safetensors
 import torch
 from torch.nn.utils import parametrize
 
-__all__ = ["Layer", "find_layers"]
+__all__ = ["Layer", "find_layers", "is_matrix"]
 
 # Weights of these scale single features; where they happen to have two dimensions they are no matrices.
 _NORMS = (
@@ -88,7 +88,7 @@ def find_layers(source: Any) -> list[Layer]:
         entries = _from_mapping(source)
     elif isinstance(source, (str, os.PathLike)):
         entries = _from_file(Path(source))
-    elif isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
+    elif is_matrix(source):
         shape = tuple(getattr(source, "shape", ()))
         return [Layer("matrix", shape, "", lambda: source)]
     else:
@@ -105,6 +105,11 @@ def find_layers(source: Any) -> list[Layer]:
     if not found:
         raise ValueError(_nothing(source))
     return found
+
+
+def is_matrix(source: Any) -> bool:
+    """Whether a source is one array or tensor (or rows of numbers), of whatever shape and type."""
+    return isinstance(source, (list, tuple)) or hasattr(source, "__array__")
 
 
 @dataclass
@@ -259,7 +264,9 @@ def _matrices(entry: _Entry, name: str) -> list[Layer]:
     if len(shape) == 2:
         parts = _thirds(name, shape)
         note = f"a third of {entry.name}"
-        return [layer(f"{name}.{k}", note, lambda at=at: read(at)) for k, at in parts] or [layer(name, "", read)]
+        return [layer(f"{name}.{k}", note, lambda at=at: read(at)) for k, at in parts] or [
+            layer(name, "", read)
+        ]
     if entry.convolution or (entry.convolution is None and max(shape[2:]) <= _LARGEST_KERNEL):
         note = f"{' x '.join(map(str, shape))} read as {shape[0]} x {math.prod(shape[1:])}"
         return [layer(name, note, lambda: read().reshape(shape[0], -1))]
@@ -269,7 +276,9 @@ def _matrices(entry: _Entry, name: str) -> list[Layer]:
     if math.prod(stack) == 1:
         return [layer(name, "", lambda: read().reshape(sides))]
     note = f"one of {math.prod(stack)} in {entry.name}"
-    return [layer(f"{name}[{','.join(map(str, at))}]", note, lambda at=at: read(at)) for at in np.ndindex(stack)]
+    return [
+        layer(f"{name}[{','.join(map(str, at))}]", note, lambda at=at: read(at)) for at in np.ndindex(stack)
+    ]
 
 
 def _thirds(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[slice, slice]]]:

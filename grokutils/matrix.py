@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 
 from . import baselines
 from ._blas import threads_for
+from .layers import Layer
 from .spectra import CUTOFF, alpha_hat, as_matrix, erg_tail, esd, fit_power_law, stable_rank
 from .traps import METHODS, TrapResult, count_traps, find_traps, mp_ks, trap_vectors
 
-__all__ = ["MatrixDiagnosis", "Options", "diagnose_matrix"]
+__all__ = ["MatrixDiagnosis", "Options", "diagnose_layer", "diagnose_matrix"]
 
 # The Monte-Carlo p needs hundreds of random spectra of the same shape: a second for 200 eigenvalues (once in
 # a process), many minutes for thousands.
@@ -42,6 +42,9 @@ class Options:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
         fit_power_law([1.0], cutoff=self.cutoff)  # knows what a cutoff is
 
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
     @property
     def whole_seed(self) -> int:
         """The seed of what cannot be drawn from a generator."""
@@ -51,6 +54,9 @@ class Options:
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +71,18 @@ class MatrixDiagnosis:
     traps: TrapResult | None
 
 
-def diagnose_matrix(W: Any, *, name: str = "W", **options: Any) -> MatrixDiagnosis:
+def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W") -> MatrixDiagnosis:
     """Spectrum, traps and controls of one matrix.
 
-    >>> found = diagnose_matrix(np.random.default_rng(0).normal(size=(40, 30)), shuffles=3)
+    >>> found = diagnose_matrix(np.random.default_rng(0).normal(size=(40, 30)), Options(shuffles=3))
     >>> found.row["traps"], found.eigenvalues.shape, found.traps.eigenvalues.shape
     (0.0, (30,), (3, 30))
 
     Parameters
     ----------
     W : matrix (rows, columns); see `grokutils.spectra.as_matrix`
-    name : what messages call it
-    **options : `Options`
+    options : what is measured, and how
+    name : what messages call the matrix
 
     Returns
     -------
@@ -85,27 +91,39 @@ def diagnose_matrix(W: Any, *, name: str = "W", **options: Any) -> MatrixDiagnos
 
     Raises
     ------
-    TypeError, ValueError : no matrix of finite real numbers, or an option without meaning.
+    TypeError, ValueError : no matrix of finite real numbers.
     """
-    chosen = Options(**options)
     matrix = as_matrix(W, name)
     with threads_for(matrix.shape):
         eigenvalues = esd(matrix)
-        row = {"rows": matrix.shape[0], "columns": matrix.shape[1]}
-        row |= _alpha(eigenvalues, chosen)
-        found, traps = _traps(matrix, eigenvalues, chosen)
-        row |= traps
-        row |= baselines.weight_controls(matrix, np.sqrt(eigenvalues))
-        row["l2_norm"] = float(np.sqrt(eigenvalues.sum()))
+        found, traps = _traps(matrix, eigenvalues, options)
+        controls = baselines.weight_controls(matrix, np.sqrt(eigenvalues))
+        row = {
+            "rows": matrix.shape[0],
+            "columns": matrix.shape[1],
+            **_alpha(eigenvalues, options),
+            **traps,
+            **controls,
+            "l2_norm": float(np.sqrt(eigenvalues.sum())),
+        }
     return MatrixDiagnosis(row, eigenvalues, found)
 
 
-def unreadable(shape: tuple[int, ...], reason: str) -> dict[str, Any]:
-    """The row of a layer that cannot be measured: its reason, and NaN."""
-    row = dict(diagnose_matrix(np.zeros((1, 1)), shuffles=0).row)
-    row = {key: math.nan if isinstance(value, float) else value for key, value in row.items()}
+def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis:
+    """The same for a layer of a model, except that one that cannot be read, or holds no finite numbers, is a
+    row of NaN with the reason: a bad layer must not hide the others, nor end somebody's training."""
+    shape: tuple[int, ...] = ()
+    try:
+        matrix = layer.read()
+        shape = tuple(matrix.shape)
+        return diagnose_matrix(matrix, options, name=layer.name)
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    empty = diagnose_matrix(np.zeros((1, 1)), Options(shuffles=0)).row
+    row = {key: math.nan if isinstance(value, float) else value for key, value in empty.items()}
     rows, columns = shape if len(shape) == 2 else (0, 0)
-    return row | {"rows": rows, "columns": columns, "alpha_reason": reason, "traps_reason": reason}
+    row |= {"rows": rows, "columns": columns, "alpha_reason": reason, "traps_reason": reason}
+    return MatrixDiagnosis(row, np.empty(0), None)
 
 
 def _alpha(eigenvalues: np.ndarray, options: Options) -> dict[str, Any]:
@@ -137,21 +155,20 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
         ("traps", "traps_std", "sigma_mp", "trap_strength", "trap_ipr", "trap_share", "trap_z", "ks_D",
          "ks_p_textbook", "ks_p", "spikes", "spikes_sigma_mp"), nan,
     )  # fmt: skip
+    own = count_traps(eigenvalues, matrix.shape, options.method)
+    row |= {"spikes": own.mean, "spikes_sigma_mp": float(own.sigma_mp[0])}
     if not options.shuffles:
-        return None, row | {"traps_reason": "none were looked for (shuffles=0)"}
+        return None, row | {"traps_reason": "shuffles=0"}
     before = copy.deepcopy(options.seed)  # the same shuffle once more, for the vectors
     found = find_traps(matrix, options.seed, options.shuffles, options.method)
     row["traps_reason"] = found.reason
     if found.status != "ok":
         return found, row
-    own = count_traps(eigenvalues, matrix.shape, options.method)
     row |= {
         "traps": found.mean,
         "traps_std": found.std,
         "sigma_mp": float(np.nanmean(found.sigma_mp)),
         "trap_strength": float(np.nanmean(found.eigenvalues[:, -1] / found.threshold)),
-        "spikes": own.mean,
-        "spikes_sigma_mp": float(own.sigma_mp[0]),
     }
     if found.counts[0] > 0:
         largest = trap_vectors(matrix, before, shuffle=0, k=1, entries=1)

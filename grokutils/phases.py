@@ -1,4 +1,4 @@
-"""Where memorisation, grokking and the collapse begin, from the accuracies alone."""
+"""Where memorisation, grokking and the collapse begin, from the accuracies alone, and what announced it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["Phases", "find_phases"]
+__all__ = ["LAYER_CONTROLS", "NETWORK_CONTROLS", "Phases", "find_phases", "lead_times", "onset"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def _lasting(holds: np.ndarray) -> int | None:
 
 
 def onset(steps: np.ndarray, holds: np.ndarray, lasting: int = 3) -> int | None:
-    """The first step from which a condition holds `lasting` measurements in a row; None if it never does.
+    """The first step from which a condition holds for `lasting` measurements in a row; None if it never does.
 
     >>> onset(np.array([1, 10, 100, 1000]), np.array([True, False, True, True]), lasting=2)
     100
 
-    At the end of the record a shorter run of measurements counts if it is all there is.
+    At the end of a record fewer measurements count, if the condition holds in all that are left.
     """
     holds = np.asarray(holds, dtype=bool)
     for i in np.flatnonzero(holds):
@@ -110,44 +110,178 @@ def onset(steps: np.ndarray, holds: np.ndarray, lasting: int = 3) -> int | None:
     return None
 
 
+# What is measured of each layer and serves as a control of alpha and of the traps, and of the network.
+LAYER_CONTROLS = (
+    "max_over_std", "kurtosis", "mean_over_std", "spectral_norm", "l2_norm", "stable_rank", "effective_rank",
+)  # fmt: skip
+NETWORK_CONTROLS = (
+    "l2_norm", "activation_sparsity_text", "activation_sparsity_notebook", "absolute_weight_entropy_text",
+    "absolute_weight_entropy_notebook", "circuit_complexity_text", "circuit_complexity_notebook",
+)  # fmt: skip
+
+# A range needs a few measurements to mean anything.
+_FEWEST = 5
+
+
 def lead_times(
-    metrics: pd.DataFrame, diagnostics: pd.DataFrame, *, drop: float = 0.05, alpha_range: tuple[float, float] = (2, 6)
+    metrics: pd.DataFrame,
+    diagnostics: pd.DataFrame,
+    baselines: pd.DataFrame | None = None,
+    *,
+    drop: float = 0.05,
+    alpha_range: tuple[float, float] = (2.0, 6.0),
+    trapped_from: float = 0.5,
+    lasting: int = 3,
 ) -> pd.DataFrame:
-    """How long before the fall of the test accuracy each signal went off, for one member.
+    """How long before the fall of the test accuracy each signal went off.
+
+    >>> from grokutils import load_record
+    >>> from grokutils.analysis import analyze_record
+    >>> record = load_record("runs/x")                                                   # doctest: +SKIP
+    >>> found = analyze_record(record)                                                   # doctest: +SKIP
+    >>> lead_times(record.metrics, found.diagnostics, found.baselines)                   # doctest: +SKIP
+
+    The *fall* is the step from which the test accuracy is `drop` or more below its best for good, with the
+    training set still known (`find_phases`). Every signal is looked for from the step at which the training
+    set was learnt, and counts once it has lasted for `lasting` measurements in a row; its onset is the first
+    of them. Of each layer:
+
+    - ``alpha leaves 2 to 6``: alpha is outside `alpha_range` after it has been inside;
+    - ``alpha below 2``: alpha is below the lower end;
+    - ``first trap``: `trapped_from` or more traps, in the mean over the shuffles;
+    - ``trap growth``: at least one more than at the onset of the first trap;
+    - each control in `LAYER_CONTROLS`; and of the whole network each in `NETWORK_CONTROLS` and
+      ``train_loss``.
+
+    All controls follow one rule, with nothing to tune: the control has left the range of its values in the
+    pre-grokking phase by more than the width of that range, upwards or downwards. With m and M the smallest and
+    largest value between the step at which the training set was learnt and the step before the test accuracy
+    began to rise (or its first five measurements, if those are fewer), it goes off outside
+    [m - (M - m), M + (M - m)]. The rule is the same in every unit, looks at nothing later than the onset,
+    and noise alone does not trip it.
 
     Parameters
     ----------
-    metrics : columns ``step``, ``train_accuracy``, ``test_accuracy``
-    diagnostics : rows of `grokutils.diagnose.diagnose` for the same member
-    drop : the fall begins where the test accuracy is this far below its peak for good
-    alpha_range : alpha signals when it has been inside and leaves at the lower end
+    metrics : ``step``, ``train_accuracy``, ``test_accuracy`` and, for that control, ``train_loss``
+        (`Record.metrics`); ``member`` if there are several
+    diagnostics, baselines : of the same run, as from `grokutils.analysis.analyze_record`; columns of controls
+        that are missing are left out
+    drop : in accuracy
+    alpha_range, trapped_from, lasting : as above
 
     Returns
     -------
-    DataFrame with a row per layer and signal: ``layer``, ``signal``, ``onset`` (step), ``fall`` (step),
-    ``lead_decades`` = log10(fall / onset), positive if the signal came first, NaN if either never came.
-    The controls signal where they first exceed, for good, the largest value they had up to memorisation by
-    half.
+    DataFrame, a row per member, layer and signal: ``member`` (if there are several), ``layer``, ``signal``,
+    ``onset``, ``fall``, ``lead_steps`` = fall - onset and ``lead_decades`` = log10(fall / onset), positive if
+    the signal came first and negative if it came after; NaN if either never came. ``low`` and ``high`` are the
+    range a control left.
+
+    Raises
+    ------
+    ValueError : missing columns, no rows, rows of several members without a column that tells them apart, or a
+        threshold without meaning.
     """
-    phases = find_phases(metrics, drop=drop)
-    fall, learnt = phases.collapse, phases.memorised
-    rows = []
-    for layer, frame in diagnostics.groupby("layer", sort=False):
-        frame = frame.sort_values("step")
-        step = frame.step.to_numpy()
-        signals = {
-            f"alpha below {alpha_range[0]:g}": frame.alpha.to_numpy() < alpha_range[0],
-            "first lasting trap": frame.traps.to_numpy() >= 0.5,
+    _check_lead_times(metrics, diagnostics, alpha_range, lasting)
+    members = metrics["member"].unique() if "member" in metrics else [None]
+    parts = []
+    for member in members:
+        own, layers, network = (_of_member(f, member) for f in (metrics, diagnostics, baselines))
+        rows = _Signals(own, drop, alpha_range, trapped_from, lasting).rows(layers, network)
+        part = pd.DataFrame(rows).astype({"onset": "Int64", "fall": "Int64"})
+        if len(members) > 1:
+            part.insert(0, "member", member)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _check_lead_times(metrics, diagnostics, alpha_range, lasting) -> None:
+    if not (len(alpha_range) == 2 and 1 <= alpha_range[0] < alpha_range[1]):
+        raise ValueError(f"alpha_range must be two ascending numbers of at least 1; got {alpha_range!r}.")
+    if isinstance(lasting, bool) or not isinstance(lasting, (int, np.integer)) or lasting < 1:
+        raise ValueError(f"lasting must be a whole number of at least 1; got {lasting!r}.")
+    needed = {"step", "layer", "alpha", "traps"}
+    if missing := needed - set(diagnostics.columns):
+        raise ValueError(f"diagnostics must have the columns step, layer, alpha, traps; no {min(missing)}.")
+    if metrics.empty:
+        raise ValueError("metrics must have at least one row; got none.")
+
+
+def _of_member(frame: pd.DataFrame | None, member) -> pd.DataFrame | None:
+    if frame is None or member is None or "member" not in frame:
+        return frame
+    return frame[frame.member == member]
+
+
+class _Signals:
+    """The signals of one member against its one fall."""
+
+    def __init__(self, metrics: pd.DataFrame, drop: float, alpha_range, trapped_from: float, lasting: int):
+        phases = find_phases(metrics, drop=drop)
+        self.metrics = metrics
+        self.fall, self.learnt, self.rise = phases.collapse, phases.memorised, phases.grokking
+        self.alpha_range, self.trapped_from, self.lasting = alpha_range, trapped_from, lasting
+
+    def rows(self, diagnostics: pd.DataFrame, baselines: pd.DataFrame | None) -> list[dict]:
+        found = []
+        for layer, frame in diagnostics.groupby("layer", sort=False):
+            found += [self._row(layer, *signal) for signal in self._fixed(self._usable(frame))]
+            found += self._controls(layer, frame, LAYER_CONTROLS)
+        if baselines is not None:
+            found += self._controls("network", baselines, NETWORK_CONTROLS)
+        return found + self._controls("network", self.metrics, ("train_loss",))
+
+    def _usable(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows by step, from where the training set is learnt."""
+        if frame.step.duplicated().any():
+            raise ValueError("diagnostics and baselines must be those of one member, or say whose they are.")
+        if self.learnt is None:
+            return frame.iloc[:0]
+        return frame[frame.step >= self.learnt].sort_values("step")
+
+    def _fixed(self, frame: pd.DataFrame):
+        """The signals with a threshold of their own: (name, onset)."""
+        low, high = self.alpha_range
+        step, alpha, traps = (frame[name].to_numpy() for name in ("step", "alpha", "traps"))
+        outside = (alpha < low) | (alpha > high)
+        been_inside = np.logical_or.accumulate((alpha >= low) & (alpha <= high)) if len(alpha) else outside
+        yield f"alpha leaves {low:g} to {high:g}", self._onset(step, outside & been_inside)
+        yield f"alpha below {low:g}", self._onset(step, alpha < low)
+        first = self._onset(step, traps >= self.trapped_from)
+        yield "first trap", first
+        more = traps >= traps[step == first][0] + 1 if first is not None else np.zeros(len(step), bool)
+        yield "trap growth", self._onset(step, more & (step >= (first or 0)))
+
+    def _controls(self, layer: str, frame: pd.DataFrame, names: tuple[str, ...]) -> list[dict]:
+        frame = self._usable(frame)
+        return [self._control(layer, name, frame) for name in names if name in frame]
+
+    def _control(self, layer: str, name: str, frame: pd.DataFrame) -> dict:
+        step, value = frame.step.to_numpy(), frame[name].to_numpy(dtype=float)
+        before = step < self.rise if self.rise is not None else np.zeros(len(step), bool)
+        count = max(int(before.sum()), _FEWEST)
+        reference = value[:count][np.isfinite(value[:count])]
+        if reference.size < 2:
+            return self._row(layer, name, None)
+        low, high = reference.min(), reference.max()
+        # rounding is no change: a constant control has a range of width zero
+        width = max(high - low, 1e-9 * max(abs(low), abs(high)))
+        low, high = low - width, high + width
+        out = (value < low) | (value > high)
+        out[:count] = False
+        return self._row(layer, name, self._onset(step, out), low, high)
+
+    def _onset(self, step: np.ndarray, holds: np.ndarray) -> int | None:
+        return onset(step, holds, self.lasting)
+
+    def _row(self, layer: str, signal: str, at: int | None, low=np.nan, high=np.nan) -> dict:
+        known = at is not None and self.fall is not None
+        return {
+            "layer": layer,
+            "signal": signal,
+            "onset": at,
+            "fall": self.fall,
+            "lead_steps": float(self.fall - at) if known else np.nan,
+            "lead_decades": float(np.log10(self.fall / max(at, 1))) if known and self.fall else np.nan,
+            "low": float(low),
+            "high": float(high),
         }
-        early = step <= (learnt if learnt is not None else step[0])
-        for name in ("max_over_std", "kurtosis", "spectral_norm", "l2_norm"):
-            value = frame[name].to_numpy()
-            before = value[early] if early.any() else value[:1]
-            signals[f"{name} up by half"] = value > 1.5 * np.nanmax(before)
-        shift = np.abs(frame.mean_over_std.to_numpy())
-        signals["|mean|/std above 0.1"] = shift > 0.1
-        for name, holds in signals.items():
-            at = onset(step, holds)
-            lead = np.log10(fall / max(at, 1)) if fall is not None and at is not None else np.nan
-            rows.append({"layer": layer, "signal": name, "onset": at, "fall": fall, "lead_decades": lead})
-    return pd.DataFrame(rows).astype({"onset": "Int64", "fall": "Int64"})

@@ -277,8 +277,8 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the lock goes with the process, however it ends. A folder in
-    which nothing came to be is removed again.
+    """Hold a run's folder for this process alone; the lock goes with the process, however it ends. A folder
+    in which nothing came to be is removed again.
 
     Raises
     ------

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
-from tqdm.auto import tqdm
+
+from ._progress import tqdm
 
 __all__ = [
     "CUTOFF",

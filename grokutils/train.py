@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from . import measure, models, paths, record, schedule
+from ._progress import tqdm
 from .config import ConfigError, RunConfig
 from .record import Record, RecordError
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from tqdm.auto import tqdm
 
 from . import _mp_ks
 from ._mp import bulk_sigma, mp_cdf, mp_pdf, mp_quantile, mp_support, weightwatcher_sigma
 from ._mp_ks import KsResult
+from ._progress import tqdm
 from .spectra import MIN_EIGENVALUES, as_matrix, squared_singular_values
 
 __all__ = [

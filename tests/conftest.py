@@ -1,4 +1,4 @@
-"""What all tests share: nothing is written to the checkout, nothing is drawn on a screen, nothing is random."""
+"""What all tests share: nothing is written to the checkout or drawn on a screen, and nothing is random."""
 
 from __future__ import annotations
 

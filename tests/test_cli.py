@@ -28,17 +28,21 @@ def refusal(capsys, *arguments: str, status: int = 2) -> str:
     """The one line with which the command refuses."""
     found, out, complaint = outcome(capsys, *arguments)
     assert (found, out) == (status, ""), complaint
-    assert complaint.startswith("grokutils: ") and complaint.endswith(".\n") and complaint.count("\n") == 1, complaint
+    assert complaint.startswith("grokutils: ") and complaint.endswith(".\n") and complaint.count("\n") == 1, (
+        complaint
+    )
     return complaint.removeprefix("grokutils: ").strip()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A run, to be copied."""
-    return train(RunConfig.recipe("express", steps=30), tmp_path_factory.mktemp("trained") / "x", progress=False).folder
+    return train(
+        RunConfig.recipe("express", steps=30), tmp_path_factory.mktemp("trained") / "x", progress=False
+    ).folder
 
 
-# -- train ----------------------------------------------------------------------------------------------------
+# -- train ------------------------------------------------------------------------------------------------
 
 
 def test_training(capsys, runs):
@@ -48,24 +52,56 @@ def test_training(capsys, runs):
     assert record.config == RunConfig.recipe("express", steps=30) and record.complete
     last = record.metrics.iloc[-1]
     assert out == (
-        f"{record.folder}: 30 steps (complete), train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}\n"
+        f"{record.folder}: 30 steps (complete), "
+        f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}\n"
     )
 
 
 def test_every_hyperparameter_can_be_given(capsys, runs):
     given = {
-        "recipe": "paper", "wd": "0.01", "seed": "7", "steps": "2e1", "out": "runs/all", "threads": "1",
-        "device": "cpu", "dataset": "digits", "per-class": "5", "random-labels": "0.5", "model": "mlp", "depth": "4",
-        "width": "12", "init-scale": "2.5", "lr": "1e-3", "beta1": "0.8", "beta2": "0.99", "eps": "1e-7",
-        "batch-size": "25", "batch-order": "reshuffle", "dtype": "float32",
-    }  # fmt: skip
+        "recipe": "paper",
+        "wd": "0.01",
+        "seed": "7",
+        "steps": "2e1",
+        "out": "runs/all",
+        "threads": "1",
+        "device": "cpu",
+        "dataset": "digits",
+        "per-class": "5",
+        "random-labels": "0.5",
+        "model": "mlp",
+        "depth": "4",
+        "width": "12",
+        "init-scale": "2.5",
+        "lr": "1e-3",
+        "beta1": "0.8",
+        "beta2": "0.99",
+        "eps": "1e-7",
+        "batch-size": "25",
+        "batch-order": "reshuffle",
+        "dtype": "float32",
+    }
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
     assert outcome(capsys, "train", "--quiet", *arguments)[0] == 0
     assert load_record("all").config == RunConfig.recipe(
-        "paper", wd=0.01, seed=7, steps=20, dataset="digits", per_class=5, random_labels=0.5, depth=4, width=12,
-        init_scale=2.5, lr=1e-3, beta1=0.8, beta2=0.99, eps=1e-7, batch_size=25, batch_order="reshuffle",
+        "paper",
+        wd=0.01,
+        seed=7,
+        steps=20,
+        dataset="digits",
+        per_class=5,
+        random_labels=0.5,
+        depth=4,
+        width=12,
+        init_scale=2.5,
+        lr=1e-3,
+        beta1=0.8,
+        beta2=0.99,
+        eps=1e-7,
+        batch_size=25,
+        batch_order="reshuffle",
         dtype="float32",
-    )  # fmt: skip
+    )
     flags = outcome(capsys, "train", "--help")[1]
     for name in RunConfig().to_dict():
         if name not in ("recipe_name", "members", "weight_decay", "learning_rate"):
@@ -103,12 +139,21 @@ def test_progress_goes_to_where_complaints_go(capsys):
         (["--wd", "-1"], "weight_decay must be a number of at least 0 and at most 10; got '-1'."),
         (["--wd", "nan"], "weight_decay must be a number of at least 0 and at most 10; got 'nan'."),
         (["--wd", "0", "much"], "weight_decay must be a number of at least 0 and at most 10; got 'much'."),
-        (["--wd", "0", "0.0"], "members must differ from one another; a (seed, weight_decay) pair is there twice."),
+        (
+            ["--wd", "0", "0.0"],
+            "members must differ from one another; a (seed, weight_decay) pair is there twice.",
+        ),
         (["--steps", "0"], "steps must be a whole number of at least 1 and at most 16,777,216; got '0'."),
         (["--steps", "1.5"], "steps must be a whole number of at least 1 and at most 16,777,216; got '1.5'."),
-        (["--steps", "1e99"], "steps must be a whole number of at least 1 and at most 16,777,216; got '1e99'."),
+        (
+            ["--steps", "1e99"],
+            "steps must be a whole number of at least 1 and at most 16,777,216; got '1e99'.",
+        ),
         (["--seed", "-1"], "seed must be a whole number of at least 0 and at most 4,294,967,295; got '-1'."),
-        (["--seed", "0", "one"], "seed must be a whole number of at least 0 and at most 4,294,967,295; got 'one'."),
+        (
+            ["--seed", "0", "one"],
+            "seed must be a whole number of at least 0 and at most 4,294,967,295; got 'one'.",
+        ),
         (["--batch-size", "30"], "batch_size must divide the training set of 160 images; got 30."),
         (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits'; got 'cifar'."),
         (["--lr", ""], "learning_rate must be a number greater than 0 and at most 10; got ''."),
@@ -151,13 +196,31 @@ def test_another_run_of_the_name_is_refused(capsys, runs, trained):
 
 def test_a_run_that_diverges(capsys):
     said = refusal(
-        capsys, "train", "--quiet", "--steps", "1000", "--lr", "10", "--init-scale", "1000", "--beta1", "0",
-        "--beta2", "0", "--eps", "1e-40", "--wd", "10", "--out", "x", status=1,
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--quiet",
+        "--steps",
+        "1000",
+        "--lr",
+        "10",
+        "--init-scale",
+        "1000",
+        "--beta1",
+        "0",
+        "--beta2",
+        "0",
+        "--eps",
+        "1e-40",
+        "--wd",
+        "10",
+        "--out",
+        "x",
+        status=1,
+    )
     assert said.startswith("the weights are no longer finite at step")
 
 
-# -- list and show --------------------------------------------------------------------------------------------
+# -- list and show ----------------------------------------------------------------------------------------
 
 
 def test_list_and_show(capsys, runs, trained, monkeypatch, tmp_path):
@@ -168,8 +231,9 @@ def test_list_and_show(capsys, runs, trained, monkeypatch, tmp_path):
     status, listed, complaint = outcome(capsys, "list")
     assert (status, complaint) == (0, "")
     assert [line.split(": 30 steps (complete), train ")[0] for line in listed.splitlines()] == [
-        str(runs / "a"), str(runs / "b"),
-    ]  # fmt: skip
+        str(runs / "a"),
+        str(runs / "b"),
+    ]
 
     status, out, complaint = outcome(capsys, "show", "a")
     assert (status, complaint) == (0, "") and out.startswith(listed.splitlines()[0] + "\n")
@@ -208,20 +272,26 @@ def test_a_damaged_record_is_named_and_does_not_hide_the_others(
     assert good.startswith(f"{runs / 'good'}: 30 steps (complete), train ")
 
 
-# -- as a process ---------------------------------------------------------------------------------------------
+# -- as a process -----------------------------------------------------------------------------------------
 
 
 def command(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "grokutils", *arguments], cwd=folder, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "grokutils", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def test_the_command_as_a_process_from_another_folder(tmp_path, runs):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    result = command("train", "--recipe", "express", "--wd", "0", "--steps", "1e2", "--out", "runs/x", folder=elsewhere)
+    result = command(
+        "train", "--recipe", "express", "--wd", "0", "--steps", "1e2", "--out", "runs/x", folder=elsewhere
+    )
     assert result.returncode == 0 and result.stdout.startswith(f"{runs / 'x'}: 100 steps (complete), train ")
     assert not list(elsewhere.iterdir())
     assert pd.read_parquet(runs / "x" / "metrics.parquet").step.max() == 100
@@ -230,7 +300,9 @@ def test_the_command_as_a_process_from_another_folder(tmp_path, runs):
 def test_the_command_fails_without_a_traceback():
     result = command("train", "--wd", "-1")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "grokutils: weight_decay must be a number of at least 0 and at most 10; got '-1'.\n"
+    assert (
+        result.stderr == "grokutils: weight_decay must be a number of at least 0 and at most 10; got '-1'.\n"
+    )
 
 
 def test_help(capsys):

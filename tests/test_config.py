@@ -1,7 +1,8 @@
-"""Every hyperparameter is checked, the recipes are what they say, and a run's name and identity tell it apart."""
+"""Every hyperparameter is checked, the recipes are what they say, and names tell runs apart."""
 
 import dataclasses
 import doctest
+import hashlib
 import itertools
 import json
 from decimal import Decimal
@@ -39,12 +40,11 @@ def test_every_field_is_of_a_kind_tested_here():
     assert INTEGERS and FLOATS and CHOICES
 
 
-# -- the recipes ----------------------------------------------------------------------------------------------
+# -- the recipes ------------------------------------------------------------------------------------------
 
 
 def test_the_paper_recipe_is_table_3():
-    """"Grokking and Generalization Collapse" (arXiv 2506.04434), Table 3; the order of the batches is that of the
-    authors' published notebook."""
+    """Table 3 of arXiv 2506.04434; the order of the batches is that of the authors' published notebook."""
     assert RunConfig.recipe("paper").to_dict() == {
         "recipe_name": "paper",
         "dataset": "mnist",
@@ -96,7 +96,7 @@ def test_a_recipe_that_is_not_there(name):
         RunConfig.recipe(name)
 
 
-# -- values taken ---------------------------------------------------------------------------------------------
+# -- values taken -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,19 @@ def test_numbers_in_all_forms(decay):
 
 def test_the_bounds_themselves_are_allowed():
     allowed = dict(
-        steps=(1, MAX_STEPS), seed=(0, 2**32 - 1), depth=(2, 8), width=(1, 8192), weight_decay=(0, 10),
-        random_labels=(0, 1), learning_rate=(1e-300, 10), init_scale=(1e-300, 1000), beta1=(0, 0.999999),
-        beta2=(0, 0.99999999), eps=(1e-300, 1), batch_size=(0, 1000),
-    )  # fmt: skip
+        steps=(1, MAX_STEPS),
+        seed=(0, 2**32 - 1),
+        depth=(2, 8),
+        width=(1, 8192),
+        weight_decay=(0, 10),
+        random_labels=(0, 1),
+        learning_rate=(1e-300, 10),
+        init_scale=(1e-300, 1000),
+        beta1=(0, 0.999999),
+        beta2=(0, 0.99999999),
+        eps=(1e-300, 1),
+        batch_size=(0, 1000),
+    )
     for name, values in allowed.items():
         for value in values:
             assert getattr(RunConfig(**{name: value}), name) == value
@@ -128,9 +137,24 @@ def test_the_bounds_themselves_are_allowed():
     assert RunConfig(per_class=1, batch_size=10).train_size == 10
 
 
-# -- values refused -------------------------------------------------------------------------------------------
+# -- values refused ---------------------------------------------------------------------------------------
 
-NOT_NUMBERS = [None, True, np.True_, "", "many", "1e5 steps", b"5", [5], (5,), {}, np.array([5]), 5j, Decimal("NaN"), object]
+NOT_NUMBERS = [
+    None,
+    True,
+    np.True_,
+    "",
+    "many",
+    "1e5 steps",
+    b"5",
+    [5],
+    (5,),
+    {},
+    np.array([5]),
+    5j,
+    Decimal("NaN"),
+    object,
+]
 NOT_WHOLE = [0.5, "2.5", 1e-9, Fraction(7, 2), float("nan"), float("inf"), "nan", "inf", "-inf", "1e400"]
 
 
@@ -150,7 +174,9 @@ def test_what_is_not_whole_is_refused(name, value):
     assert message.endswith(f"; got {value!r}."), message
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "nan", "inf", "-1e-9", -1, -1e-300, 1e300])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), "nan", "inf", "-1e-9", -1, -1e-300, 1e300]
+)
 @pytest.mark.parametrize("name", FLOATS)
 def test_what_is_out_of_bounds_is_refused(name, value):
     message = refusal(**{name: value})
@@ -169,10 +195,16 @@ def test_what_is_out_of_bounds_is_refused(name, value):
         (dict(beta2=1.0), "beta2 must be a number of at least 0 and at most 0.99999999; got 1.0."),
         (dict(random_labels=1.01), "random_labels must be a number of at least 0 and at most 1; got 1.01."),
         (dict(steps=0), "steps must be a whole number of at least 1 and at most 16,777,216; got 0."),
-        (dict(steps=1e9), "steps must be a whole number of at least 1 and at most 16,777,216; got 1000000000.0."),
+        (
+            dict(steps=1e9),
+            "steps must be a whole number of at least 1 and at most 16,777,216; got 1000000000.0.",
+        ),
         (dict(steps=2.5), "steps must be a whole number of at least 1 and at most 16,777,216; got 2.5."),
         (dict(seed=-1), "seed must be a whole number of at least 0 and at most 4,294,967,295; got -1."),
-        (dict(seed=2**32), "seed must be a whole number of at least 0 and at most 4,294,967,295; got 4294967296."),
+        (
+            dict(seed=2**32),
+            "seed must be a whole number of at least 0 and at most 4,294,967,295; got 4294967296.",
+        ),
         (dict(depth=1), "depth must be a whole number of at least 2 and at most 8; got 1."),
         (dict(width=0), "width must be a whole number of at least 1 and at most 8,192; got 0."),
         (dict(batch_size=-1), "batch_size must be a whole number of at least 0; got -1."),
@@ -192,7 +224,9 @@ def test_messages_name_the_value_and_what_is_allowed(values, message):
     assert refusal(**values) == message
 
 
-@pytest.mark.parametrize("value", ["nonsense", "", None, 5, True, float("nan"), ["mnist"], np.array(["mnist"]), b"mlp"], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["nonsense", "", None, 5, True, float("nan"), ["mnist"], np.array(["mnist"]), b"mlp"], ids=repr
+)
 @pytest.mark.parametrize("name", CHOICES)
 def test_what_is_no_choice_is_refused(name, value):
     message = refusal(**{name: value})
@@ -200,7 +234,9 @@ def test_what_is_no_choice_is_refused(name, value):
 
 
 @pytest.mark.parametrize("name", INTEGERS + FLOATS)
-@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000, "9" * 5000, np.zeros((500, 500))], ids=range(5))
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 10**5000, "9" * 5000, np.zeros((500, 500))], ids=range(5)
+)
 def test_huge_values_do_not_fill_the_message(name, value):
     assert refusal(**{name: value}).startswith(f"{name} must ")
 
@@ -248,7 +284,9 @@ def test_an_ensemble_needs_several_seeds(values):
     ],
 )
 def test_unknown_hyperparameters_are_refused(make):
-    with pytest.raises(ConfigError, match=r"^there is no hyperparameter 'stepz'; there are recipe_name, dataset, "):
+    with pytest.raises(
+        ConfigError, match=r"^there is no hyperparameter 'stepz'; there are recipe_name, dataset, "
+    ):
         make()
 
 
@@ -263,7 +301,7 @@ def test_a_configuration_does_not_change():
         RunConfig().steps = 5
 
 
-# -- properties -----------------------------------------------------------------------------------------------
+# -- properties -------------------------------------------------------------------------------------------
 
 
 def floats(low, high, **options):
@@ -294,11 +332,12 @@ def configs(draw) -> RunConfig:
         steps=st.integers(1, MAX_STEPS),
         dtype=st.sampled_from(["float64", "float32"]),
         seed=seeds,
-        members=st.none() | st.lists(st.builds(Member, seeds, decays), min_size=1, max_size=4, unique=True).map(tuple),
+        members=st.none()
+        | st.lists(st.builds(Member, seeds, decays), min_size=1, max_size=4, unique=True).map(tuple),
     )
     chosen = draw(st.fixed_dictionaries({}, optional=values))
     if draw(st.booleans()):
-        chosen |= dict(dataset=dataset, per_class=per_class, batch_size=draw(st.sampled_from(divisors)))
+        chosen |= dict(dataset=dataset, per_class=per_class, batch_size=draw(st.sampled_from([0, *divisors])))
     return RunConfig.recipe(recipe, **chosen)
 
 
@@ -327,7 +366,8 @@ def test_different_runs_have_different_names_and_identities(a, b):
     if a.name == b.name:
         assert a.identity == b.identity
     determines = [{k: v for k, v in c.to_dict().items() if k not in ("steps", "recipe_name")} for c in (a, b)]
-    for values in determines:
+    for values, whole in zip(determines, (a, b), strict=True):
+        values["batch_size"] = whole.batch
         if values["members"] is not None:
             del values["seed"], values["weight_decay"]
     assert (a.identity == b.identity) == (determines[0] == determines[1])
@@ -370,13 +410,37 @@ def test_replace_keeps_the_checks(config, name, value):
         assert RunConfig.from_dict(changed.to_dict()) == changed
 
 
-@given(st.lists(seeds, min_size=1, max_size=4, unique=True), st.lists(decays, min_size=1, max_size=3, unique=True))
+@given(
+    st.lists(seeds, min_size=1, max_size=4, unique=True),
+    st.lists(decays, min_size=1, max_size=3, unique=True),
+)
 def test_an_ensemble_has_every_pair_once(many_seeds, many_decays):
     config = RunConfig.recipe("express").ensemble(iter(many_seeds), iter(many_decays))
     pairs = [(m.seed, m.weight_decay) for m in config.networks]
     assert sorted(pairs) == sorted(itertools.product(many_seeds, many_decays))
     assert len(pairs) == len(many_seeds) * len(many_decays)
     assert config.name.startswith(f"express-{len(pairs)}members-")
+
+
+def test_the_whole_set_is_one_run_however_it_is_said():
+    config = RunConfig.recipe("express")
+    assert config.batch_size == 0 and config.batch == config.train_size
+    assert config.replace(batch_size=config.train_size).identity == config.identity
+    assert config.replace(per_class=7).batch == 70
+    assert config.replace(batch_size=20).batch == 20
+
+
+def test_identities_stay_what_they_are():
+    """Records carry them: were one to change, a run could no longer be gone on with."""
+    paper = RunConfig.recipe("paper")
+    assert paper.identity == "10fc0fa51bf3c3992b5f700d999a4a79af1ff74cfd31d4488138017bfdee88de"
+    assert (
+        RunConfig.recipe("paper", wd=0.01, seed=1, steps=5).identity
+        == "d9945daaf9cf6920834a55d67f12be0261a08b96f6a8ddcaca61a426eafadf8e"
+    )
+    # what has its default value does not count, so that a hyperparameter of a later version changes nothing
+    plain = {"batch_size": 200}
+    assert paper.identity == hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def test_names_in_full():

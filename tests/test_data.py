@@ -22,15 +22,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from grokutils import DataError, RunConfig, data
+from grokutils import ConfigError, DataError, RunConfig, data
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPRESS = RunConfig.recipe("express", per_class=20, batch_size=200)
 FEW = RunConfig.recipe("paper", per_class=2, batch_size=20)
-NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+NAMES = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
 THREE_WAYS_OUT = (
-    "Three ways out: set GROKUTILS_DATA to a folder that holds MNIST/raw/*-ubyte; connect to the network so that it "
-    "can be downloaded; or use the express recipe, whose data ships with scikit-learn."
+    "Three ways out: set GROKUTILS_DATA to a folder that holds MNIST/raw/*-ubyte; connect to the network so "
+    "that it can be downloaded; or use the express recipe, whose data ships with scikit-learn."
 )
 
 
@@ -42,7 +47,7 @@ def rows(x: np.ndarray) -> set[bytes]:
     return {image.tobytes() for image in x}
 
 
-# -- the embedded digits --------------------------------------------------------------------------------------
+# -- the embedded digits ----------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 150))
@@ -64,7 +69,9 @@ def test_digits_are_split_by_class(seed, per_class):
 
 def test_shapes_and_types():
     found = data.load(EXPRESS, 0)
-    assert found.x_train.shape == (200, 64) and found.x_test.shape == (1597, 64) and found.image_shape == (8, 8)
+    assert (
+        found.x_train.shape == (200, 64) and found.x_test.shape == (1597, 64) and found.image_shape == (8, 8)
+    )
     for x, y in ((found.x_train, found.y_train), (found.x_test, found.y_test)):
         assert x.dtype == np.float64 and y.dtype == np.int64 and len(x) == len(y)
         assert x.min() == 0 and x.max() == 1
@@ -77,10 +84,9 @@ def test_the_seed_alone_decides():
     # what else is in the configuration, its own seed included, does not
     assert data.load(EXPRESS.replace(seed=5, width=7, steps=3), 0).sha256 == first.sha256
     # nor does the state of the global generator, and it is left alone
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     assert data.load(EXPRESS, 0).sha256 == first.sha256
-    assert np.array_equal(np.random.get_state()[1], before)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
 def test_the_subset_of_a_seed_stays_what_it_is():
@@ -89,7 +95,9 @@ def test_the_subset_of_a_seed_stays_what_it_is():
     rng = np.random.default_rng([3, 0])
     chosen = [i for c in range(10) for i in rng.choice(np.flatnonzero(labels == c), 20, replace=False)]
     found = data.load(EXPRESS, 3)
-    assert np.array_equal(found.x_train, images[chosen] / 16) and np.array_equal(found.y_train, labels[chosen])
+    assert np.array_equal(found.x_train, images[chosen] / 16) and np.array_equal(
+        found.y_train, labels[chosen]
+    )
     assert data.load(EXPRESS, 0).sha256 == "b0ad93f2ea495af791a66b3c31b6afaadaa841d0e16facd053a843537ffa8326"
 
 
@@ -107,7 +115,13 @@ def test_random_labels(share):
     assert data.load(config.replace(random_labels=share), 0).sha256 == found.sha256
 
 
-# -- MNIST ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", [-1, 0.5, 2**32, None, "one"])
+def test_a_seed_without_meaning_is_refused(seed):
+    with pytest.raises(ConfigError, match=r"^seed must be a whole number of at least 0 .*; got .+\.$"):
+        data.load(EXPRESS, seed)
+
+
+# -- MNIST ------------------------------------------------------------------------------------------------
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -166,7 +180,9 @@ def test_real_mnist(mnist_root):
     assert not rows(found.x_train) & rows(found.x_test)
 
 
-def test_the_same_thousand_images_from_the_whole_and_from_the_first_ten_thousand(mnist_root, tmp_path, monkeypatch):
+def test_the_same_thousand_images_from_the_whole_and_from_the_first_ten_thousand(
+    mnist_root, tmp_path, monkeypatch
+):
     """A full download has 60,000 training images, a smaller root the first 10,000 of them."""
     config = RunConfig.recipe("paper")
     small = [data.load(config, seed) for seed in (0, 1)]
@@ -249,7 +265,9 @@ def test_files_of_one_another_are_refused(raw):
         data.load(FEW, 0)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything"
+)
 def test_a_file_that_may_not_be_read(raw):
     (raw / NAMES[0]).chmod(0)
     with pytest.raises(DataError, match=f"{NAMES[0]} cannot be read: Permission denied"):
@@ -268,7 +286,7 @@ def test_real_mnist_altered_by_one_bit_is_refused(name, mnist_root, root):
         data.load(RunConfig.recipe("paper"), 0)
 
 
-# -- torchvision that cannot be imported -------------------------------------------------------------------------
+# -- torchvision that cannot be imported ------------------------------------------------------------------
 
 
 def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -283,31 +301,45 @@ def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     "raises, said",
     [
         # what the wheel raises beside a CPU build of PyTorch
-        ("RuntimeError('operator torchvision::nms does not exist')",
-         "torchvision, which downloads it, cannot be imported beside this build of PyTorch (install the torch and "
-         "torchvision wheels of one build, both CPU or both CUDA)"),
-        ("ModuleNotFoundError(\"No module named 'torchvision'\")",
-         "torchvision, which downloads it, is not installed"),
+        (
+            "RuntimeError('operator torchvision::nms does not exist')",
+            "torchvision, which downloads it, cannot be imported beside this build of PyTorch (install the "
+            "torch and torchvision wheels of one build, both CPU or both CUDA)",
+        ),
+        (
+            "ModuleNotFoundError(\"No module named 'torchvision'\")",
+            "torchvision, which downloads it, is not installed",
+        ),
     ],
-)  # fmt: skip
+)
 def test_without_torchvision_the_message_says_what_to_do(raises, said, tmp_path, runs):
     (tmp_path / "stub" / "torchvision").mkdir(parents=True)
     (tmp_path / "stub" / "torchvision" / "__init__.py").write_text(f"raise {raises}\n")
     root = tmp_path / "nothing here"
     result = run_python(
-        "-m", "grokutils", "train", "--recipe", "paper", "--steps", "10", "--out", "x",
-        PYTHONPATH=str(tmp_path / "stub"), GROKUTILS_DATA=str(root), GROKUTILS_RUNS=str(runs),
-    )  # fmt: skip
+        "-m",
+        "grokutils",
+        "train",
+        "--recipe",
+        "paper",
+        "--steps",
+        "10",
+        "--out",
+        "x",
+        PYTHONPATH=str(tmp_path / "stub"),
+        GROKUTILS_DATA=str(root),
+        GROKUTILS_RUNS=str(runs),
+    )
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr == f"grokutils: MNIST is not in {root}, and {said}. {THREE_WAYS_OUT}\n"
     assert not root.exists()
     assert not (runs / "x").exists(), "nothing half-written"
 
 
-# -- the download ---------------------------------------------------------------------------------------------
+# -- the download -----------------------------------------------------------------------------------------
 
-# Runs in a process of its own: torchvision is told of a server on this machine, and, where its wheel is not of
-# torch's build, of the operators that its own library would have registered. All else is the real thing.
+# Runs in a process of its own: torchvision is told of a server on this machine, and, where its wheel is not
+# of torch's build, of the operators that its own library would have registered. All else is the real thing.
 DOWNLOAD = """
 import contextlib, io, json, sys
 from pathlib import Path
@@ -374,7 +406,9 @@ def downloads(tmp_path, tiny_mnist):
         (site / folder).mkdir(parents=True)
         for name, content in tiny_mnist.items():
             (site / folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
-    resources = [(f"{n}.gz", hashlib.md5((site / "good" / f"{n}.gz").read_bytes()).hexdigest()) for n in NAMES]
+    resources = [
+        (f"{n}.gz", hashlib.md5((site / "good" / f"{n}.gz").read_bytes()).hexdigest()) for n in NAMES
+    ]
     archive = site / "corrupt" / f"{NAMES[1]}.gz"
     archive.write_bytes(archive.read_bytes()[:-1])
     with socket.socket() as closed, serving(site) as (address, fetched):
@@ -409,7 +443,9 @@ def test_downloading(downloads, raw, tmp_path):
             assert (tmp_path / folder / "MNIST" / "raw" / name).read_bytes() == (raw / name).read_bytes()
     # once downloaded, never asked for again
     assert outcome["again"] == outcome["already there"] == outcome["good"]
-    good = [path for path, _ in itertools.groupby(fetched) if path.startswith("/good/")]  # torchvision asks twice
+    good = [
+        path for path, _ in itertools.groupby(fetched) if path.startswith("/good/")
+    ]  # torchvision asks twice
     assert good[:4] == [f"/good/{name}.gz" for name in NAMES]
     assert good[4:] == good[1:4], "after a failure only what is still to come"
 

@@ -50,6 +50,14 @@ def test_statistics_scale(weight, factor):
         assert other[name] == pytest.approx(one[name] * factor, rel=1e-9, abs=1e-150)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-12, 1e12 / 3])
+def test_a_constant_matrix_has_no_spread_and_no_kurtosis(value):
+    # the mean of equal numbers is not always that number
+    for size in range(1, 100):
+        found = weight_statistics(np.full(size, value))
+        assert found["std"] == 0 and math.isnan(found["kurtosis"])
+
+
 def test_a_gaussian_has_kurtosis_3_and_an_outlier_shows():
     weight = np.random.default_rng(0).normal(0, 0.1, (400, 400))
     assert weight_statistics(weight)["kurtosis"] == pytest.approx(3, abs=0.05)

@@ -31,11 +31,13 @@ def parameters(path: Path) -> dict[str, object]:
     """Names and defaults of the notebook's one cell tagged `parameters`."""
     (tagged,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     statements = ast.parse(source(tagged)).body
-    assert all(isinstance(s, ast.Assign) and len(s.targets) == 1 for s in statements), "assignments and nothing else"
+    assert all(isinstance(s, ast.Assign) and len(s.targets) == 1 for s in statements), (
+        "assignments and nothing else"
+    )
     return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
 
 
-# -- as stored ------------------------------------------------------------------------------------------------
+# -- as stored --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -46,8 +48,12 @@ def test_a_notebook_is_thin_and_clean(path):
         assert cell["outputs"] == [] and cell["execution_count"] is None
         lines = source(cell).splitlines()
         assert 0 < len(lines) <= 25 or "parameters" in cell["metadata"].get("tags", []), lines[:1]
-        definitions = [n for n in ast.walk(ast.parse(source(cell))) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-        assert all(d.end_lineno - d.lineno < 8 for d in definitions), "what is longer belongs into the package"
+        definitions = [
+            n for n in ast.walk(ast.parse(source(cell))) if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        ]
+        assert all(d.end_lineno - d.lineno < 8 for d in definitions), (
+            "what is longer belongs into the package"
+        )
 
 
 def test_every_hyperparameter_can_be_overridden():
@@ -58,13 +64,22 @@ def test_every_hyperparameter_can_be_overridden():
     assert all(given[name] is None for name in overrides), "None leaves the recipe's value"
     assert (given["recipe"], given["wd"], given["steps"], given["seed"]) == ("express", 0.0, None, 0)
     # and each is handed on under its own name
-    calls = [node for cell in cells(TRAIN) for node in ast.walk(ast.parse(source(cell))) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for cell in cells(TRAIN)
+        for node in ast.walk(ast.parse(source(cell)))
+        if isinstance(node, ast.Call)
+    ]
     (recipe,) = [call for call in calls if ast.unparse(call.func) == "RunConfig.recipe"]
     handed = {keyword.arg: ast.unparse(keyword.value) for keyword in recipe.keywords}
-    assert handed == {name: name for name in overrides} | {"weight_decay": "wd", "steps": "steps", "seed": "seed"}
+    assert handed == {name: name for name in overrides} | {
+        "weight_decay": "wd",
+        "steps": "steps",
+        "seed": "seed",
+    }
 
 
-# -- run by papermill -----------------------------------------------------------------------------------------
+# -- run by papermill -------------------------------------------------------------------------------------
 
 
 def papermill(*arguments, folder: Path = ROOT, **options) -> subprocess.CompletedProcess:
@@ -77,9 +92,14 @@ def papermill(*arguments, folder: Path = ROOT, **options) -> subprocess.Complete
         "IPYTHONDIR": str(Path(os.environ["GROKUTILS_RUNS"]).parent / "ipython"),
     }
     return subprocess.run(
-        [binaries / "papermill", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
-        timeout=300, **({"capture_output": True} | options),
-    )  # fmt: skip
+        [binaries / "papermill", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=300,
+        **({"capture_output": True} | options),
+    )
 
 
 def check_executed(notebook: str) -> None:
@@ -97,7 +117,9 @@ def check_executed(notebook: str) -> None:
 
 def test_from_the_root_with_an_output_path(tmp_path, runs):
     before = set(ROOT.iterdir())
-    result = papermill("notebooks/02_train.ipynb", tmp_path / "wd0.ipynb", "-p", "wd", "0", "-p", "steps", "2000")
+    result = papermill(
+        "notebooks/02_train.ipynb", tmp_path / "wd0.ipynb", "-p", "wd", "0", "-p", "steps", "2000"
+    )
     assert result.returncode == 0, result.stderr
     check_executed((tmp_path / "wd0.ipynb").read_text())
     record = load_record("express-wd0-seed0")
@@ -111,9 +133,30 @@ def test_from_another_folder_without_an_output_path(tmp_path, runs):
     elsewhere.mkdir()
     with open(tmp_path / "out.ipynb", "w") as out:
         result = papermill(
-            TRAIN, "-p", "wd", "0.01", "-p", "steps", "2e3", "-p", "seed", "3", "-p", "width", "50", "-p", "out",
-            "runs/x", "-p", "threads", "1", folder=elsewhere, stdout=out, stderr=subprocess.PIPE, capture_output=False,
-        )  # fmt: skip
+            TRAIN,
+            "-p",
+            "wd",
+            "0.01",
+            "-p",
+            "steps",
+            "2e3",
+            "-p",
+            "seed",
+            "3",
+            "-p",
+            "width",
+            "50",
+            "-p",
+            "out",
+            "runs/x",
+            "-p",
+            "threads",
+            "1",
+            folder=elsewhere,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            capture_output=False,
+        )
     assert result.returncode == 0, result.stderr
     check_executed((tmp_path / "out.ipynb").read_text())
     assert load_record("x").config == RunConfig.recipe("express", wd=0.01, steps=2000, seed=3, width=50)
@@ -121,7 +164,9 @@ def test_from_another_folder_without_an_output_path(tmp_path, runs):
 
 
 def test_the_papers_recipe(mnist_root, tmp_path):
-    result = papermill(TRAIN, tmp_path / "x.ipynb", "-p", "recipe", "paper", "-p", "steps", "20", "-p", "threads", "1")
+    result = papermill(
+        TRAIN, tmp_path / "x.ipynb", "-p", "recipe", "paper", "-p", "steps", "20", "-p", "threads", "1"
+    )
     assert result.returncode == 0, result.stderr
     check_executed((tmp_path / "x.ipynb").read_text())
     record = load_record("paper-wd0-seed0")

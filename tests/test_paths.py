@@ -26,9 +26,12 @@ def test_the_project_is_found_from_any_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "variable, function, below",
-    [("GROKUTILS_HOME", paths.project_root, ""), ("GROKUTILS_RUNS", paths.runs_dir, "runs"),
-     ("GROKUTILS_DATA", paths.data_root, "data")],
-)  # fmt: skip
+    [
+        ("GROKUTILS_HOME", paths.project_root, ""),
+        ("GROKUTILS_RUNS", paths.runs_dir, "runs"),
+        ("GROKUTILS_DATA", paths.data_root, "data"),
+    ],
+)
 def test_folders_can_be_set_by_variables(variable, function, below, tmp_path, monkeypatch):
     monkeypatch.delenv(variable, raising=False)
     assert function() == ROOT / below
@@ -59,9 +62,28 @@ def test_names_of_reference_records_and_absolute_paths(tmp_path, runs):
 
 @pytest.mark.parametrize(
     "out",
-    ["", " ", ".", "./", "runs", "runs/", "./runs", "results", "results/", "a\0b", "a\nb", 5, None, True, 1.5, b"x",
-     ["x"], "~nobody-of-this-name/x", "x" * 256],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        ".",
+        "./",
+        "runs",
+        "runs/",
+        "./runs",
+        "results",
+        "results/",
+        "a\0b",
+        "a\nb",
+        5,
+        None,
+        True,
+        1.5,
+        b"x",
+        ["x"],
+        "~nobody-of-this-name/x",
+        "x" * 256,
+    ],
+)
 @pytest.mark.parametrize("confined", [False, True])
 def test_what_is_no_name_is_refused(out, confined):
     with pytest.raises(ValueError, match=r"out must name a run, such as 'my-run' or 'runs/my-run'; got "):
@@ -85,7 +107,12 @@ def test_a_link_does_not_lead_out(runs, tmp_path):
         paths.run_dir(runs / "link" / "x", confined=True)
 
 
-@given(st.one_of(st.text(max_size=20), st.lists(st.sampled_from(["..", ".", "", "runs", "results", "x", "~", "\\"])).map("/".join)))
+@given(
+    st.one_of(
+        st.text(max_size=20),
+        st.lists(st.sampled_from(["..", ".", "", "runs", "results", "x", "~", "\\"])).map("/".join),
+    )
+)
 @example("~")
 @example("/")
 @example("//x")
@@ -99,7 +126,7 @@ def test_a_confined_name_never_escapes(out):
         assert any(base in found.resolve().parents for base in bases)
 
 
-# -- finding a run --------------------------------------------------------------------------------------------
+# -- finding a run ----------------------------------------------------------------------------------------
 
 
 def make(folder: Path) -> Path:
@@ -134,7 +161,9 @@ def test_what_was_trained_here_goes_before_reference_records_and_other_folders(r
 
 def test_a_run_that_is_not_there(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path / "home"))
-    with pytest.raises(FileNotFoundError, match=r"there is no record 'x'\. Records here: none yet; make one with"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no record 'x'\. Records here: none yet; make one with"
+    ):
         paths.find_run("x")
     make(runs / "b")
     make(runs / "group" / "a")

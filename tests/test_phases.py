@@ -95,7 +95,7 @@ def test_thresholds():
     assert find_phases(frame, drop=0.1).collapse == 3
 
 
-# -- properties -----------------------------------------------------------------------------------------------
+# -- properties -------------------------------------------------------------------------------------------
 
 # thousandths, so that sums and differences with the thresholds do not hang on rounding
 accuracies = st.integers(0, 1000).map(lambda n: n / 1000)
@@ -135,7 +135,9 @@ def test_phases_follow_one_another_and_mean_what_they_say(frame):
 
 @given(frames)
 def test_a_run_that_only_gets_better_never_collapses(frame):
-    better = frame.assign(test_accuracy=np.sort(frame.test_accuracy), train_accuracy=np.sort(frame.train_accuracy))
+    better = frame.assign(
+        test_accuracy=np.sort(frame.test_accuracy), train_accuracy=np.sort(frame.train_accuracy)
+    )
     found = find_phases(better)
     assert found.collapse is None
     assert found.peak_accuracy == found.final_accuracy
@@ -163,12 +165,14 @@ def test_noise_alone_neither_groks_nor_collapses():
         assert found.grokking is None and found.collapse is None
 
 
-# -- bad input ------------------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["step", "train_accuracy", "test_accuracy"])
 def test_a_missing_column_is_named(name):
-    with pytest.raises(ValueError, match=f"must have the columns step, train_accuracy, test_accuracy; no {name}"):
+    with pytest.raises(
+        ValueError, match=f"must have the columns step, train_accuracy, test_accuracy; no {name}"
+    ):
         find_phases(a_run().drop(columns=name))
 
 

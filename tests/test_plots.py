@@ -2,7 +2,6 @@
 
 import doctest
 import io
-import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -39,7 +38,9 @@ def svg(draw) -> bytes:
 
 def line(axes, color: str):
     """The solid line of a colour."""
-    (found,) = [x for x in axes.lines if mpl.colors.same_color(x.get_color(), color) and x.get_linestyle() == "-"]
+    (found,) = [
+        x for x in axes.lines if mpl.colors.same_color(x.get_color(), color) and x.get_linestyle() == "-"
+    ]
     return found
 
 
@@ -66,7 +67,9 @@ def test_the_curves_are_the_measurements(one):
     shown = one.metrics[one.metrics.step >= 1]
     for axes, column in ((top, "train_accuracy"), (top, "test_accuracy"), (bottom, "l2_norm")):
         drawn = line(axes, COLORS[column.split("_")[0].replace("l2", "norm")])
-        assert np.array_equal(drawn.get_xdata(), shown.step) and np.array_equal(drawn.get_ydata(), shown[column])
+        assert np.array_equal(drawn.get_xdata(), shown.step) and np.array_equal(
+            drawn.get_ydata(), shown[column]
+        )
     assert top.get_xlim() == (1, LONG) and top.get_ylim()[1] >= 1
 
 
@@ -113,7 +116,9 @@ def test_a_reference_record_is_drawn_behind_and_named(one, many):
     top, bottom = figure.axes
     assert top.get_legend().get_texts()[0].get_text() == "reference record one"
     assert top.get_xlim() == (1, LONG), "as far as the longer one"
-    dashed = [x for axes in (top, bottom) for x in axes.lines if x.get_linestyle() == "--" and len(x.get_xdata())]
+    dashed = [
+        x for axes in (top, bottom) for x in axes.lines if x.get_linestyle() == "--" and len(x.get_xdata())
+    ]
     assert len(dashed) == 3
     assert all(x.get_xdata()[-1] == LONG and x.get_zorder() < 2 for x in dashed)
     # one member of an ensemble as a reference: its own curve
@@ -131,7 +136,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert begun.axes[0].get_ylabel() == "accuracy"
 
 
-# -- phases -----------------------------------------------------------------------------------------------------
+# -- phases -----------------------------------------------------------------------------------------------
 
 
 def tints(axes) -> dict[str, tuple[float, float]]:
@@ -146,7 +151,10 @@ def tints(axes) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize(
     "begins, expected",
     [
-        ((10, 100, 500, 1000), {"pre-grokking": (10, 100), "grokking": (100, 1000), "anti-grokking": (1000, 5000)}),
+        (
+            (10, 100, 500, 1000),
+            {"pre-grokking": (10, 100), "grokking": (100, 1000), "anti-grokking": (1000, 5000)},
+        ),
         ((10, 100, 500, None), {"pre-grokking": (10, 100), "grokking": (100, 5000)}),
         ((10, None, 10, 1000), {"pre-grokking": (10, 1000), "anti-grokking": (1000, 5000)}),
         ((0, None, 0, None), {"pre-grokking": (1, 5000)}),
@@ -170,7 +178,7 @@ def test_tints_of_a_run_are_its_phases(one):
         assert tints(axes)["pre-grokking"] == (begins.memorised, LONG)
 
 
-# -- images -----------------------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns, drawn", [(10, 10), (3, 3), (50, EXPRESS.per_class)])

@@ -24,10 +24,14 @@ def test_a_run_is_measured_forty_times_a_decade_and_saved_ten_times():
         points = log_spaced(10**7, density)
         for decade in range(3, 7):
             assert sum(10**decade <= p < 10 ** (decade + 1) for p in points) == density
-    assert set(log_spaced(10**7, 10)) <= set(log_spaced(10**7, 40)), "weights are saved where they are measured"
+    assert set(log_spaced(10**7, 10)) <= set(log_spaced(10**7, 40)), (
+        "weights are saved where they are measured"
+    )
 
 
-@pytest.mark.parametrize("count, expected", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (7, [0, 1, 2, 3, 4, 5, 6, 7])])
+@pytest.mark.parametrize(
+    "count, expected", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (7, [0, 1, 2, 3, 4, 5, 6, 7])]
+)
 def test_short_runs(count, expected):
     assert log_spaced(count, 10) == expected
 
@@ -45,7 +49,11 @@ def test_points_are_evenly_spaced_in_the_logarithm(count, density):
     for a, b in zip(points, points[1:], strict=False):
         assert b == a + 1 or math.log10((b - 0.5) / (a + 0.5)) <= 1 / density + 1e-9
     inner = points[:-1]
-    assert all(abs(p - 10 ** (round(math.log10(p) * density) / density)) <= 0.5 + 1e-6 * p for p in inner if p > 10 * density)
+    assert all(
+        abs(p - 10 ** (round(math.log10(p) * density) / density)) <= 0.5 + 1e-6 * p
+        for p in inner
+        if p > 10 * density
+    )
 
 
 @given(steps, steps, densities)

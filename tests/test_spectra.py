@@ -11,11 +11,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-import weightwatcher_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from benchmarks import weightwatcher_reference as reference
 from grokutils import spectra
 from grokutils.spectra import alpha_hat, analyze_matrix, as_matrix, erg_tail, esd, fit_power_law, stable_rank
 

@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-import weightwatcher_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+from benchmarks import weightwatcher_reference as reference
 from grokutils import _mp, _mp_ks, traps
 from grokutils._mp_ks import mp_null, wishart_eigenvalues
 from grokutils.spectra import esd

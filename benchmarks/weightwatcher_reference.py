@@ -1,4 +1,4 @@
-"""The real WeightWatcher as a reference for the tests, kept from leaving traces in the test process.
+"""The real WeightWatcher as a reference for tests and benchmarks, kept from leaving traces in the process.
 
     row = analyze_one(np.random.default_rng(0).normal(size=(20, 50)), seed=0, randomize=True)
     row["alpha"], row["rand_num_spikes"]

@@ -1,0 +1,72 @@
+"""The diagnosis as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import pandas as pd
+
+from .verdict import VERDICTS
+
+WIDTH = 110
+_NAME = 30  # longer names of layers lose their middle
+_REASON = 26  # the last column is at least this wide
+
+_LEGEND = {
+    "alpha": "exponent of the eigenvalues' power-law tail, +- its standard error; '-' where there is no fit",
+    "traps": "eigenvalues beyond the random bulk after the entries were shuffled: mean +- spread over shuffles",
+    "max|w|": "the largest weight, in standard deviations from the mean: very large ones are what makes many traps",
+}
+
+
+def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
+    """The columns that a reader needs, each row's reason wrapped, and what the words mean."""
+    rows = frame.to_dict("records")
+    told_apart = [name for name in ("step", "member") if name in frame and frame[name].nunique() > 1]
+    cells = {name: [f"{row[name]:,}" for row in rows] for name in told_apart}
+    cells |= {
+        "layer": [_short(row["layer"]) for row in rows],
+        "shape": [f"{row['rows']} x {row['columns']}" for row in rows],
+        "alpha": [_spread(row["alpha"], row["alpha_sigma"], 2) for row in rows],
+        "traps": [_spread(row["traps"], row["traps_std"], 1) for row in rows],
+        "max|w|": [_number(row["max_over_std"], 1) for row in rows],
+        "verdict": [row["verdict"] for row in rows],
+    }
+    sizes = {name: max(map(len, [name, *column])) for name, column in cells.items()}
+    indent = sum(sizes.values()) + 2 * len(sizes)
+    reasons = [row["reason"] + (f" [{row['note']}]" if row["note"] else "") for row in rows]
+    last = max(width - indent, _REASON)
+    lines = [_line(cells, sizes, list(cells)) + "why"]
+    for i, reason in enumerate(reasons):
+        first, *more = textwrap.wrap(reason, last) or [""]
+        lines.append(_line(cells, sizes, [column[i] for column in cells.values()]) + first)
+        lines += [" " * indent + rest for rest in more]
+    meanings = _LEGEND | {name: VERDICTS[name] for name in VERDICTS if name in set(frame.verdict)}
+    lines.append("")
+    for name, meaning in meanings.items():
+        lines += textwrap.wrap(meaning, width, initial_indent=f"{name:<17}", subsequent_indent=" " * 17)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _line(cells: dict[str, list[str]], sizes: dict[str, int], texts: list[str]) -> str:
+    right = ("step", "member", "max|w|")
+    parts = zip(cells, texts, strict=True)
+    return "".join((t.rjust if name in right else t.ljust)(sizes[name]) + "  " for name, t in parts)
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _spread(value: float, spread: float, digits: int) -> str:
+    if math.isnan(value) or math.isnan(spread):
+        return _number(value, digits)
+    return f"{value:.{digits}f} +- {spread:.{digits}f}"
+
+
+def _short(name: str) -> str:
+    if len(name) <= _NAME:
+        return name
+    half = (_NAME - 3) // 2
+    return f"{name[:half]}...{name[len(name) - (_NAME - 3 - half):]}"
