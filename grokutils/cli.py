@@ -13,7 +13,7 @@ import pandas as pd
 from . import paths
 from ._table import table
 from .columns import DIAGNOSTICS
-from .config import RECIPES, ConfigError, RunConfig
+from .config import RECIPES, ConfigError, RunConfig, hyperparameters
 from .data import DataError
 from .diagnose import diagnose
 from .phases import find_phases
@@ -24,7 +24,7 @@ from .traps import METHODS
 __all__ = ["main"]
 
 _SHORT = {"learning_rate": "--lr"}
-_ASIDE = {"recipe_name", "members", "seed", "weight_decay", "steps"}
+_ASIDE = {"recipe_name", "seed", "weight_decay", "steps"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         "goes on. Any hyperparameter of the recipe can be overridden.",
     )
     t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
-                   help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps")  # fmt: skip
-    t.add_argument("--wd", nargs="+", default=["0"], metavar="WD",
-                   help="weight decay (default 0); several are trained side by side")  # fmt: skip
+                   help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps; "
+                   "modular: a transformer that adds modulo p")  # fmt: skip
+    t.add_argument("--wd", nargs="+", metavar="WD",
+                   help="weight decay (default: the recipe's); several are trained side by side")  # fmt: skip
     t.add_argument("--seed", nargs="+", default=["0"], metavar="N",
                    help="seed (default 0); several are trained side by side")  # fmt: skip
     t.add_argument("--steps", metavar="N", default=argparse.SUPPRESS,
@@ -69,10 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     t.add_argument("--quiet", action="store_true", help="no progress bar")
     group = t.add_argument_group("hyperparameters (defaults: the recipe's)")
-    for name, _, meaning in RunConfig().describe():
+    for name, meaning, allowed in hyperparameters():
         if name not in _ASIDE:
             flag = _SHORT.get(name, "--" + name.replace("_", "-"))
-            group.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS, help=meaning)
+            group.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS,
+                               help=f"{meaning}: {allowed}")  # fmt: skip
     t.set_defaults(run=_train)
 
     d = commands.add_parser(
@@ -115,10 +117,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
-    overrides = {name: given[name] for name, _, _ in RunConfig().describe() if name in given and name != "seed"}
-    overrides.update(seed=arguments.seed[0], wd=arguments.wd[0])
+    overrides = {name: given[name] for name, _, _ in hyperparameters() if name in given and name != "seed"}
+    overrides.update(seed=arguments.seed[0], wd=arguments.wd[0] if arguments.wd else None)
     config = RunConfig.recipe(arguments.recipe, **overrides)
-    if len(arguments.seed) > 1 or len(arguments.wd) > 1:
+    if len(arguments.seed) > 1 or len(arguments.wd or ()) > 1:
         config = config.ensemble(arguments.seed, arguments.wd)
     result = train(
         config, arguments.out, device=arguments.device, threads=arguments.threads,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ConfigError", "Member", "RunConfig", "RECIPES"]
+__all__ = ["ConfigError", "Member", "RunConfig", "RECIPES", "hyperparameters"]
 
 
 class ConfigError(ValueError):
@@ -31,9 +31,12 @@ class Member:
     weight_decay: float
 
 
-def _spec(default, help, *, low=None, high=None, open_low=False, choices=None, symbol=None):
-    """A field with what `RunConfig` needs to check it and the tables need to describe it."""
-    meta = dict(help=help, low=low, high=high, open_low=open_low, choices=choices, symbol=symbol)
+def _spec(default, help, *, low=None, high=None, open_low=False, choices=None, symbol=None, only=None):
+    """A field with what `RunConfig` needs to check it and the tables need to describe it; `only` names the
+    model that it means something to."""
+    meta = dict(
+        help=help, low=low, high=high, open_low=open_low, choices=choices, symbol=symbol, only=only
+    )  # fmt: skip
     return field(default=default, metadata=meta)
 
 
@@ -42,6 +45,11 @@ MAX_STEPS = 2**24
 
 # Images of the rarest class there are to choose from, less what the test set must keep.
 MAX_PER_CLASS = {"mnist": 850, "digits": 150}
+
+# What each model can be trained on.
+_DATASETS = {"mlp": ("mnist", "digits"), "transformer": ("modular-addition",)}
+
+_PRIMES = [n for n in range(5, 258) if all(n % k for k in range(2, n))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +67,26 @@ class RunConfig:
         (a batch that does not divide the training set).
     """
 
-    recipe_name: str = _spec("paper", "which recipe the defaults came from", choices=("paper", "express"))
-    dataset: str = _spec("mnist", "images and labels", choices=("mnist", "digits"))
-    per_class: int = _spec(100, "training images per class, drawn with the seed", low=1)
+    recipe_name: str = _spec("paper", "which recipe the defaults came from", choices=("paper", "express", "modular"))
+    dataset: str = _spec(
+        "mnist", "what is learnt", choices=tuple(name for names in _DATASETS.values() for name in names)
+    )
+    per_class: int = _spec(100, "training images per class, drawn with the seed", low=1, only="mlp")
+    p: int = _spec(113, "the modulus, a prime", low=_PRIMES[0], high=_PRIMES[-1], only="transformer")
+    fraction: float = _spec(
+        0.3, "share of all pairs that is trained on", low=0, high=1, open_low=True, only="transformer"
+    )
     random_labels: float = _spec(
         0.0, "share of the training labels replaced by random ones (a control)", low=0, high=1
     )
-    model: str = _spec("mlp", "architecture", choices=("mlp",))
-    depth: int = _spec(3, "linear layers", low=2, high=8)
-    width: int = _spec(200, "hidden units per hidden layer", low=1, high=8192)
+    model: str = _spec("mlp", "architecture", choices=tuple(_DATASETS))
+    depth: int = _spec(3, "linear layers", low=2, high=8, only="mlp")
+    width: int = _spec(200, "hidden units per hidden layer", low=1, high=8192, only="mlp")
+    d_model: int = _spec(128, "width of the residual stream", low=1, high=4096, only="transformer")
+    n_heads: int = _spec(4, "attention heads", low=1, high=256, only="transformer")
+    d_mlp: int = _spec(512, "hidden units of the feed-forward layer", low=1, high=16384, only="transformer")
     init_scale: float = _spec(
-        8.0, "factor on PyTorch's default initial weights and biases", low=0, high=1000, open_low=True
+        8.0, "factor on the usual initial weights and biases", low=0, high=1000, open_low=True
     )
     learning_rate: float = _spec(5e-4, "AdamW learning rate", low=0, high=10, open_low=True, symbol="lr")
     weight_decay: float = _spec(0.0, "AdamW decoupled weight decay", low=0, high=10, symbol="wd")
@@ -131,10 +148,19 @@ class RunConfig:
             object.__setattr__(
                 self, name, _checked_members(value) if name == "members" else _checked(name, value, spec)
             )
-        if self.per_class > MAX_PER_CLASS[self.dataset]:
+        if self.dataset not in _DATASETS[self.model]:
+            allowed = " or ".join(map(repr, _DATASETS[self.model]))
+            raise ConfigError(f"dataset must be {allowed} for the {self.model}; got {self.dataset!r}.")
+        if self.model == "mlp":
+            self._check_images()
+        else:
+            self._check_pairs()
+
+    def _check_images(self) -> None:
+        most = MAX_PER_CLASS[self.dataset]
+        if self.per_class > most:
             raise ConfigError(
-                f"per_class must be between 1 and {MAX_PER_CLASS[self.dataset]} for {self.dataset}; "
-                f"got {_shown(self.per_class)}."
+                f"per_class must be between 1 and {most} for {self.dataset}; got {_shown(self.per_class)}."
             )
         if self.train_size % self.batch:
             raise ConfigError(
@@ -142,12 +168,32 @@ class RunConfig:
                 f"got {_shown(self.batch_size)}."
             )
 
+    def _check_pairs(self) -> None:
+        if self.p not in _PRIMES:
+            raise ConfigError(f"p must be a prime from {_PRIMES[0]} to {_PRIMES[-1]}; got {self.p}.")
+        pairs = self.p**2
+        if not 1 <= self.train_size < pairs:
+            raise ConfigError(
+                f"fraction must leave at least one of the {pairs} pairs to train on and one to test on; "
+                f"got {self.fraction}."
+            )
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"n_heads must divide d_model, {self.d_model}; got {self.n_heads}.")
+        if self.batch != self.train_size:
+            raise ConfigError(f"batch_size must be 0, the whole training set, here; got {self.batch_size}.")
+
     # -- what follows from it -----------------------------------------------------------------------
 
     @property
     def train_size(self) -> int:
-        """Images in the training set (ten classes)."""
-        return 10 * self.per_class
+        """Examples in the training set: images of ten classes, or pairs."""
+        return 10 * self.per_class if self.model == "mlp" else round(self.fraction * self.p**2)
+
+    @property
+    def worth_threads(self) -> bool:
+        """Whether its matrix products are large enough to be shared among threads."""
+        inner = self.width if self.model == "mlp" else self.d_mlp
+        return self.batch * inner**2 > 5_000_000
 
     @property
     def batch(self) -> int:
@@ -206,8 +252,12 @@ class RunConfig:
         return cls(**values)
 
     def describe(self) -> list[tuple[str, Any, str]]:
-        """(name, value, meaning) of every field, for tables."""
-        return [(name, getattr(self, name), spec["help"]) for name, spec in _FIELDS.items()]
+        """(name, value, meaning) of every field that means something to this model, for tables."""
+        return [
+            (name, getattr(self, name), spec["help"])
+            for name, spec in _FIELDS.items()
+            if spec.get("only") in (None, self.model)
+        ]
 
 
 _FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(RunConfig)}
@@ -224,6 +274,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         dtype="float32",
     ),
     "paper": {},
+    # P2 and P3 give the network and p only; the rest is Nanda et al. 2023, as Omnigrok's notebook has it
+    "modular": dict(
+        dataset="modular-addition", model="transformer", init_scale=1.0, learning_rate=1e-3, weight_decay=1.0,
+        beta2=0.98, batch_size=0, steps=100_000, dtype="float32",
+    ),
 }
 
 
@@ -264,22 +319,37 @@ def _number(value: Any, kind: type) -> int | float | None:
     return number + 0.0  # -0.0 is 0.0: equal configurations have one name and one identity
 
 
+def _allowed(name: str) -> str:
+    """What a field may be, in words."""
+    spec, kind = _FIELDS[name], _TYPES[name]
+    if kind is str:
+        return "one of " + ", ".join(map(repr, spec["choices"]))
+    limit = f"greater than {spec['low']:,}" if spec["open_low"] else f"of at least {spec['low']:,}"
+    limit += "" if spec["high"] is None else f" and at most {spec['high']:,}"
+    return f"{'a whole number' if kind is int else 'a number'} {limit}"
+
+
+def hyperparameters() -> list[tuple[str, str, str]]:
+    """(name, meaning, what it may be) of every field but `members`, whatever the model.
+
+    >>> hyperparameters()[0][0]
+    'recipe_name'
+    """
+    return [(name, spec["help"], _allowed(name)) for name, spec in _FIELDS.items() if name != "members"]
+
+
 def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
         if not isinstance(value, str) or value not in spec["choices"]:
-            allowed = ", ".join(map(repr, spec["choices"]))
-            raise ConfigError(f"{name} must be one of {allowed}; got {_shown(value)}.")
+            raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
         return value
     number = _number(value, kind)
     low, high, open_low = spec["low"], spec["high"], spec["open_low"]
     # written so that NaN, of which no comparison holds, is refused
     above = number is not None and (low < number if open_low else low <= number)
     if not above or not (high is None or number <= high):
-        word = "a whole number" if kind is int else "a number"
-        limit = f"greater than {low:,}" if open_low else f"of at least {low:,}"
-        limit += "" if high is None else f" and at most {high:,}"
-        raise ConfigError(f"{name} must be {word} {limit}; got {_shown(value)}.")
+        raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Images and labels, with their provenance: MNIST, and the digits that ship with scikit-learn.
+"""What is learnt, with its provenance: MNIST, the digits that ship with scikit-learn, modular addition.
 
 MNIST is read from a torchvision root (``<root>/MNIST/raw/*-ubyte``) and downloaded there by torchvision
 if it is absent. The files are read here rather than by torchvision, because torchvision's wheel cannot
@@ -31,10 +31,11 @@ class Dataset:
 
     Attributes
     ----------
-    x_train, x_test : float64 arrays (images, pixels), pixels in [0, 1]
-    y_train, y_test : int64 arrays (images,), classes 0 to 9
-    image_shape : rows and columns of an image
-    source : where the images came from, in words
+    x_train, x_test : float64 arrays (images, pixels), pixels in [0, 1]; for modular addition int64 arrays
+        (pairs, 3), the tokens [x, y, =]
+    y_train, y_test : int64 arrays (examples,), the classes
+    image_shape : rows and columns of an image; None where there are no images
+    source : where the data came from, in words
     sha256 : digest of all four arrays
     """
 
@@ -42,7 +43,7 @@ class Dataset:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, int] | None
     source: str
     sha256: str
 
@@ -67,13 +68,16 @@ def load(config: RunConfig, seed: int) -> Dataset:
     (160, 64)
 
     MNIST: `per_class` images of each class from the first 10,000 training images, and the whole test
-    set of 10,000. Digits: `per_class` of each class, tested on all the others.
+    set of 10,000. Digits: `per_class` of each class, tested on all the others. Modular addition: a random
+    `fraction` of all pairs, tested on all the others.
 
     Raises
     ------
     DataError : MNIST is neither there nor to be downloaded, or a file is damaged.
     ConfigError : a seed that is negative, fractional or beyond 2^32 - 1.
     """
+    if config.dataset == "modular-addition":
+        return _modular_addition(config, seed)
     if config.dataset == "mnist":
         x, y, x_test, y_test, source = _mnist(paths.data_root())
         image_shape = (28, 28)
@@ -87,14 +91,36 @@ def load(config: RunConfig, seed: int) -> Dataset:
     if config.dataset == "digits":
         rest = np.setdiff1d(np.arange(len(y)), chosen)
         x_test, y_test = x[rest], y[rest]
-    y_train = y[chosen]
-    if config.random_labels:
-        wrong = rng.random(len(y_train)) < config.random_labels
-        y_train = np.where(wrong, rng.integers(0, 10, len(y_train)), y_train)
+    y_train = _relabelled(y[chosen], config.random_labels, 10, rng)
+    return _dataset(x[chosen], y_train, x_test, y_test, image_shape, source)
+
+
+def _relabelled(labels: np.ndarray, share: float, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """The labels with about this share of them drawn anew, at random."""
+    if not share:
+        return labels
+    return np.where(rng.random(len(labels)) < share, rng.integers(0, classes, len(labels)), labels)
+
+
+def _dataset(x_train, y_train, x_test, y_test, image_shape, source: str) -> Dataset:
     digest = hashlib.sha256()
-    for array in (x[chosen], y_train, x_test, y_test):
+    for array in (x_train, y_train, x_test, y_test):
         digest.update(np.ascontiguousarray(array).tobytes())
-    return Dataset(x[chosen], y_train, x_test, y_test, image_shape, source, digest.hexdigest())
+    return Dataset(x_train, y_train, x_test, y_test, image_shape, source, digest.hexdigest())
+
+
+def _modular_addition(config: RunConfig, seed: int) -> Dataset:
+    """All pairs [x, y, =] of numbers below p, split at random; the answers are x + y mod p."""
+    rng = np.random.default_rng([config.replace(seed=seed).seed, 0])
+    x, y = np.divmod(np.arange(config.p**2), config.p)
+    tokens = np.stack([x, y, np.full_like(x, config.p)], axis=1)
+    answers = (x + y) % config.p
+    order = rng.permutation(len(tokens))
+    chosen, rest = np.sort(order[: config.train_size]), np.sort(order[config.train_size :])
+    y_train = _relabelled(answers[chosen], config.random_labels, config.p, rng)
+    return _dataset(
+        tokens[chosen], y_train, tokens[rest], answers[rest], None, f"addition modulo {config.p}"
+    )
 
 
 @functools.cache

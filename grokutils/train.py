@@ -308,7 +308,7 @@ def _threads(asked: int | None, previous: dict[str, Any] | None, config: RunConf
         return int(asked)
     if previous and previous["sessions"]:
         return int(previous["sessions"][-1]["threads"])
-    return 1 if config.width <= 128 else cores
+    return cores if config.worth_threads else 1
 
 
 @contextmanager

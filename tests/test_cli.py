@@ -155,7 +155,7 @@ def test_progress_goes_to_where_complaints_go(capsys):
             "seed must be a whole number of at least 0 and at most 4,294,967,295; got 'one'.",
         ),
         (["--batch-size", "30"], "batch_size must divide the training set of 160 images; got 30."),
-        (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits'; got 'cifar'."),
+        (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits', 'modular-addition'; got 'cifar'."),
         (["--lr", ""], "learning_rate must be a number greater than 0 and at most 10; got ''."),
         (["--threads", "0"], "threads must be a whole number from 1 to 1024; got 0."),
         (["--device", "tpu"], "device must be 'cpu' or 'cuda'; got 'tpu'."),
@@ -238,7 +238,7 @@ def test_list_and_show(capsys, runs, trained, monkeypatch, tmp_path):
     status, out, complaint = outcome(capsys, "show", "a")
     assert (status, complaint) == (0, "") and out.startswith(listed.splitlines()[0] + "\n")
     shown = dict(line.split()[:2] for line in out.splitlines()[1:])
-    for name, value in RunConfig.recipe("express", steps=30).to_dict().items():
+    for name, value, _ in RunConfig.recipe("express", steps=30).describe():
         assert name == "members" or shown[name] == str(value)
     assert "trained 0 to 30 in " in out and "weights saved at " in out and out.rstrip().endswith("0 to 30")
     for name in ("runs/a", str(runs / "a")):

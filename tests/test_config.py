@@ -45,7 +45,7 @@ def test_every_field_is_of_a_kind_tested_here():
 
 def test_the_paper_recipe_is_table_3():
     """Table 3 of arXiv 2506.04434; the order of the batches is that of the authors' published notebook."""
-    assert RunConfig.recipe("paper").to_dict() == {
+    assert {name: value for name, value, _ in RunConfig.recipe("paper").describe()} == {
         "recipe_name": "paper",
         "dataset": "mnist",
         "per_class": 100,  # 1,000 images
@@ -67,6 +67,34 @@ def test_the_paper_recipe_is_table_3():
         "members": None,
     }
     assert RunConfig() == RunConfig.recipe("paper")
+
+
+def test_the_modular_recipe_is_the_published_notebook():
+    """The network and p of P2's appendix H; the rest as in Omnigrok's notebook after Nanda et al. (2023)."""
+    assert {name: value for name, value, _ in RunConfig.recipe("modular").describe()} == {
+        "recipe_name": "modular",
+        "dataset": "modular-addition",
+        "p": 113,
+        "fraction": 0.3,
+        "random_labels": 0.0,
+        "model": "transformer",
+        "d_model": 128,
+        "n_heads": 4,
+        "d_mlp": 512,
+        "init_scale": 1.0,
+        "learning_rate": 1e-3,
+        "weight_decay": 1.0,
+        "beta1": 0.9,
+        "beta2": 0.98,
+        "eps": 1e-8,
+        "batch_size": 0,
+        "batch_order": "fixed",
+        "steps": 100_000,
+        "dtype": "float32",
+        "seed": 0,
+        "members": None,
+    }
+    assert RunConfig.recipe("modular").train_size == 3831
 
 
 def test_the_express_recipe_is_the_paper_scaled_down():
@@ -92,7 +120,7 @@ def test_short_names_and_none():
 
 @pytest.mark.parametrize("name", ["nonsense", "Paper", "", None, 5, ["paper"], float("nan")])
 def test_a_recipe_that_is_not_there(name):
-    with pytest.raises(ConfigError, match=r"^recipe must be one of 'express', 'paper'; got .+\.$"):
+    with pytest.raises(ConfigError, match=r"^recipe must be one of 'express', 'paper', 'modular'; got .+\.$"):
         RunConfig.recipe(name)
 
 
@@ -214,7 +242,7 @@ def test_what_is_out_of_bounds_is_refused(name, value):
         (dict(per_class=0), "per_class must be a whole number of at least 1; got 0."),
         (dict(per_class=851), "per_class must be between 1 and 850 for mnist; got 851."),
         (dict(dataset="digits", per_class=151), "per_class must be between 1 and 150 for digits; got 151."),
-        (dict(dataset="cifar"), "dataset must be one of 'mnist', 'digits'; got 'cifar'."),
+        (dict(dataset="cifar"), "dataset must be one of 'mnist', 'digits', 'modular-addition'; got 'cifar'."),
         (dict(dtype="float16"), "dtype must be one of 'float64', 'float32'; got 'float16'."),
         (dict(batch_order="random"), "batch_order must be one of 'fixed', 'reshuffle'; got 'random'."),
     ],
@@ -314,7 +342,7 @@ decays = floats(0, 10)
 
 @st.composite
 def configs(draw) -> RunConfig:
-    recipe = draw(st.sampled_from(sorted(RECIPES)))
+    recipe = draw(st.sampled_from(["express", "paper"]))
     dataset = draw(st.sampled_from(["mnist", "digits"]))
     per_class = draw(st.integers(1, 150))
     divisors = [n for n in range(1, 10 * per_class + 1) if 10 * per_class % n == 0]
@@ -346,7 +374,8 @@ def test_a_configuration_survives_json(config):
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and hash(again) == hash(config)
     assert again.name == config.name and again.identity == config.identity
-    assert [name for name, _, _ in config.describe()] == list(FIELDS)
+    aside = "transformer" if config.model == "mlp" else "mlp"
+    assert [name for name, _, _ in config.describe()] == [n for n, f in FIELDS.items() if f.metadata.get("only") != aside]
 
 
 @given(configs(), st.integers(1, MAX_STEPS))

@@ -11,10 +11,11 @@ import torch
 from ..config import RunConfig
 from .base import Model
 from .mlp import MLP
+from .transformer import Transformer
 
 __all__ = ["MODELS", "Model", "build", "as_module"]
 
-MODELS: dict[str, type[Model]] = {"mlp": MLP}
+MODELS: dict[str, type[Model]] = {"mlp": MLP, "transformer": Transformer}
 
 
 def build(config: RunConfig, device: str | torch.device = "cpu") -> Model:
