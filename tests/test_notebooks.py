@@ -178,7 +178,7 @@ def test_the_papers_recipe(mnist_root, tmp_path):
     [
         ("wd", "-1", "weight_decay must be a number of at least 0 and at most 10; got -1."),
         ("out", "../../etc", "out must stay inside runs/; got '../../etc'."),
-        ("recipe", "nonsense", "recipe must be one of 'express', 'paper'; got 'nonsense'."),
+        ("recipe", "nonsense", "recipe must be one of 'express', 'paper', 'modular'; got 'nonsense'."),
         ("threads", "many", "threads must be a whole number from 1 to 1024; got 'many'."),
     ],
 )
