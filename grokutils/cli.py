@@ -12,12 +12,14 @@ import pandas as pd
 
 from . import paths
 from ._table import table
+from .analysis import analyze_record
 from .columns import DIAGNOSTICS
 from .config import RECIPES, ConfigError, RunConfig, hyperparameters
 from .data import DataError
 from .diagnose import diagnose
 from .phases import find_phases
 from .record import Record, RecordError, list_records, load_record, publish
+from .schedule import SAVES_PER_DECADE
 from .train import TrainingDiverged, TrainingInterrupted, train
 from .traps import METHODS
 
@@ -68,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
                    "(default: made from the hyperparameters)")  # fmt: skip
     t.add_argument("--threads", type=int, metavar="N", help="threads (default: chosen by the size of the run)")
     t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    t.add_argument("--saves", type=int, default=SAVES_PER_DECADE, metavar="N",
+                   help=f"steps per decade at which weights are saved (default {SAVES_PER_DECADE})")  # fmt: skip
     t.add_argument("--quiet", action="store_true", help="no progress bar")
     group = t.add_argument_group("hyperparameters (defaults: the recipe's)")
     for name, meaning, allowed in hyperparameters():
@@ -105,8 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     publish = commands.add_parser(
         "publish",
         help="copy a run into results/, compactly",
-        description="Copy a run into results/ with the weights of a few steps only: the start, 1e5, the "
-        "edges of its phases and the end, or those named. An unfinished run keeps what it needs to go on.",
+        description="Analyse a run (alpha, traps and controls at every saved step) and copy it into results/ with "
+        "the weights of a few steps only: the start, 1e5, the edges of its phases and the end, or those named. "
+        "A run that is in results/ already is thinned out in place. An unfinished run keeps what it needs to go on.",
     )
     publish.add_argument("name", help="a run's name or folder")
     publish.add_argument("--to", metavar="NAME", help="name under results/ (default: the run's)")
@@ -124,7 +129,7 @@ def _train(arguments: argparse.Namespace) -> int:
         config = config.ensemble(arguments.seed, arguments.wd)
     result = train(
         config, arguments.out, device=arguments.device, threads=arguments.threads,
-        progress=not arguments.quiet,
+        progress=not arguments.quiet, saves_per_decade=arguments.saves,
     )  # fmt: skip
     _print(result)
     return 0
@@ -176,6 +181,10 @@ def _print(record: Record) -> None:
 
 def _publish(arguments: argparse.Namespace) -> int:
     source = load_record(arguments.name)
+    target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
+    if arguments.to is None and source.folder.is_relative_to(paths.results_dir()):
+        target = source.folder
+    analyze_record(source)
     steps = arguments.steps
     if steps is None:
         first = source.metrics[source.metrics.member == 0]
@@ -183,7 +192,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         wanted = [0, 1e5, edges.memorised, edges.grokking, edges.peak, edges.collapse, source.step]
         saved = source.steps_saved
         steps = {min(saved, key=lambda s: abs(s - w)) for w in wanted if w is not None}
-    _print(publish(source, paths.results_dir() / (arguments.to or source.name), (int(s) for s in steps)))
+    _print(publish(source, target, (int(s) for s in steps)))
     return 0
 
 

@@ -14,6 +14,7 @@ been done is already in the other files.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -176,29 +177,30 @@ def find_reference(config: RunConfig, longer_than: int = 0) -> tuple[Record, int
 
 def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
     """Copy a record, compactly: everything but the weights of steps other than `steps`. The resumable
-    state goes along only while the run is unfinished.
+    state goes along only while the run is unfinished. Onto itself, the record is thinned out in place.
 
     Raises
     ------
     RecordError : `source` is being trained at this moment, or damaged.
-    ValueError : `target` is the record itself, or a step was not saved.
+    ValueError : a step was not saved.
     """
-    if target.resolve() == source.folder.resolve():
-        raise ValueError(f"a record cannot be published onto itself; got {target}.")
     steps = set(steps)
     if missing := sorted(steps - set(source.steps_saved)):
         raise ValueError(f"step {missing[0]:,} of {source.name} was not saved.")
-    with locked(source.folder), locked(target):
-        keep = [Path("config.json"), Path("metrics.parquet"), Path("provenance.json")]
-        keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
-        keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
-        if not source.complete:
-            keep.append(Path("state.safetensors"))
-        for name in keep:
-            write_atomic(target / name, (source.folder / name).read_bytes())
-        for old in [*(target / "checkpoints").glob("*.safetensors"), target / "state.safetensors"]:
-            if old.relative_to(target) not in keep:
-                old.unlink(missing_ok=True)
+    in_place = target.resolve() == source.folder.resolve()
+    keep = [Path("config.json"), Path("metrics.parquet"), Path("provenance.json")]
+    keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
+    keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
+    if not source.complete:
+        keep.append(Path("state.safetensors"))
+    with locked(source.folder):
+        with contextlib.nullcontext() if in_place else locked(target):
+            if not in_place:
+                for name in keep:
+                    write_atomic(target / name, (source.folder / name).read_bytes())
+            for old in [*(target / "checkpoints").glob("*.safetensors"), target / "state.safetensors"]:
+                if old.relative_to(target) not in keep:
+                    old.unlink(missing_ok=True)
     return Record(target)
 
 

@@ -312,3 +312,16 @@ def test_help(capsys):
         assert f"    {name} " in out
         status, details, _ = outcome(capsys, name, "--help")
         assert status == 0 and details.startswith(f"usage: grokutils {name}")
+
+
+def test_publishing_a_run(capsys, runs, trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path / "home"))
+    shutil.copytree(trained, runs / "a")
+    status, out, _ = outcome(capsys, "publish", "a", "--to", "few/b", "--steps", "0", "3e1")
+    target = tmp_path / "home" / "results" / "few" / "b"
+    assert status == 0 and out.startswith(f"{target}: 30 steps (complete)")
+    published = load_record("results/few/b")
+    assert published.steps_saved == [0, 30] and (target / "diagnostics.parquet").is_file()
+    assert outcome(capsys, "publish", "results/few/b", "--steps", "30")[0] == 0
+    assert load_record("results/few/b").steps_saved == [30], "thinned out in place"
+    assert "must stay inside results/" in refusal(capsys, "publish", "a", "--to", "../b")
