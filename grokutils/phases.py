@@ -46,7 +46,7 @@ def find_phases(
     memorised : training accuracy that counts as learnt
     rise : grokking begins where the test accuracy is this far above its value at memorisation, and stays
     drop : the collapse begins where it is this far below its peak, and stays, while the training set is
-        still known
+        still known (the median of the training accuracies from there on counts as learnt)
 
     Raises
     ------
@@ -76,7 +76,10 @@ def find_phases(
     start = int(learnt[0])
     peak = start + int(np.argmax(test[start:]))
     rising = _lasting(test[start : peak + 1] >= test[start] + rise)
-    falling = _lasting((test[peak:] <= test[peak] - drop) & (train[peak:] >= memorised))
+    falling = _lasting(test[peak:] <= test[peak] - drop)
+    # of most measurements since, not of each: one image forgotten for a moment ends no collapse
+    if falling is not None and np.median(train[peak + falling :]) < memorised:
+        falling = None
     return Phases(
         memorised=int(step[start]),
         grokking=None if rising is None else int(step[start + rising]),
@@ -181,7 +184,7 @@ def lead_times(
     ValueError : missing columns, no rows, rows of several members without a column that tells them apart, or a
         threshold without meaning.
     """
-    _check_lead_times(metrics, diagnostics, alpha_range, lasting)
+    _check_lead_times(metrics, diagnostics, alpha_range, trapped_from, lasting)
     members = metrics["member"].unique() if "member" in metrics else [None]
     parts = []
     for member in members:
@@ -194,9 +197,11 @@ def lead_times(
     return pd.concat(parts, ignore_index=True)
 
 
-def _check_lead_times(metrics, diagnostics, alpha_range, lasting) -> None:
+def _check_lead_times(metrics, diagnostics, alpha_range, trapped_from, lasting) -> None:
     if not (len(alpha_range) == 2 and 1 <= alpha_range[0] < alpha_range[1]):
         raise ValueError(f"alpha_range must be two ascending numbers of at least 1; got {alpha_range!r}.")
+    if not trapped_from > 0:
+        raise ValueError(f"trapped_from must be a positive number; got {trapped_from!r}.")
     if isinstance(lasting, bool) or not isinstance(lasting, (int, np.integer)) or lasting < 1:
         raise ValueError(f"lasting must be a whole number of at least 1; got {lasting!r}.")
     needed = {"step", "layer", "alpha", "traps"}

@@ -62,6 +62,9 @@ def test_memorised_and_no_more():
 @pytest.mark.parametrize(
     "train, test, expected",
     [
+        # one image forgotten for a moment ends no collapse, but a training set that is lost does
+        ([1, 1, 1, 1, 1, 0.98], [0.2, 0.9, 0.5, 0.5, 0.5, 0.5], Phases(0, 1, 1, 2, 0.9, 0.5)),
+        ([1, 1, 1, 0.9, 0.9, 0.9], [0.2, 0.9, 0.5, 0.5, 0.5, 0.5], Phases(0, 1, 1, None, 0.9, 0.5)),
         # never learnt, however the test accuracy moves
         ([0.1, 0.5, 0.98], [0.1, 0.9, 0.2], Phases(None, None, None, None, 0.9, 0.2)),
         # learnt from the start, and nothing happens
@@ -75,7 +78,7 @@ def test_memorised_and_no_more():
         ([1] * 5, [0.2, 0.9, 0.5, 0.85, 0.6], Phases(0, 1, 1, 4, 0.9, 0.6)),
         # forgetting the training set is no anti-grokking
         ([1, 1, 0.5], [0.2, 0.9, 0.2], Phases(0, 1, 1, None, 0.9, 0.2)),
-        ([1, 1, 0.5, 1], [0.2, 0.9, 0.2, 0.2], Phases(0, 1, 1, 3, 0.9, 0.2)),
+        ([1, 1, 0.5, 1, 1], [0.2, 0.9, 0.2, 0.2, 0.2], Phases(0, 1, 1, 2, 0.9, 0.2)),
         # a network that generalises at once can collapse without having grokked
         ([0.1, 1, 1], [0.1, 0.9, 0.5], Phases(1, None, 1, 2, 0.9, 0.5)),
         # one measurement
@@ -124,10 +127,11 @@ def test_phases_follow_one_another_and_mean_what_they_say(frame):
     begun = [s for s in (found.memorised, found.grokking, found.peak, found.collapse) if s is not None]
     assert begun == sorted(begun)
     risen = test.loc[found.memorised : found.peak] >= test[found.memorised] + 0.05
-    fallen = (test.loc[found.peak :] <= found.peak_accuracy - 0.10) & (train.loc[found.peak :] >= 0.99)
+    fallen = test.loc[found.peak :] <= found.peak_accuracy - 0.10
     for start, holds in ((found.grokking, risen), (found.collapse, fallen)):
         if start is None:
-            assert not holds.iloc[-1]
+            still = holds.iloc[::-1].cumprod().astype(bool).iloc[::-1]  # holds from here to the end
+            assert not holds.iloc[-1] or (holds is fallen and train[still[still].index].median() < 0.99)
         else:  # from there on to the end, and not from the measurement before
             assert holds.loc[start:].all()
             assert not holds.loc[:start].iloc[:-1].tail(1).any()
