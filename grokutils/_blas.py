@@ -11,7 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 # Below this many eigenvalues a second thread gains little on an idle machine and costs 5 to 10 times the
 # time on a busy one, where each of a decomposition's thousands of hand-overs waits for a core.
-_LARGE = 2048
+LARGE = 2048
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def threads_for(shape: tuple[int, ...]) -> Iterator[None]:
 
     The setting is the process's, and is put back on leaving.
     """
-    if min(shape, default=0) >= _LARGE:
+    if min(shape, default=0) >= LARGE:
         yield
         return
     with _controller().limit(limits=1, user_api="blas"):

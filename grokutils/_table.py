@@ -10,8 +10,8 @@ import pandas as pd
 from .verdict import VERDICTS
 
 WIDTH = 110
-_NAME = 30  # longer names of layers lose their middle
-_REASON = 26  # the last column is at least this wide
+_NAME = 40  # longer names of layers lose their middle
+_REASON = 34  # with less room than this for the last column, reasons go below their rows
 
 _LEGEND = {
     "alpha": "exponent of the eigenvalues' power-law tail, +- its standard error; '-' where there is no fit",
@@ -21,7 +21,7 @@ _LEGEND = {
 
 
 def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
-    """The columns that a reader needs, each row's reason wrapped, and what the words mean."""
+    """The columns that a reader needs, the reason of each row, and what the words mean."""
     rows = frame.to_dict("records")
     told_apart = [name for name in ("step", "member") if name in frame and frame[name].nunique() > 1]
     cells = {name: [f"{row[name]:,}" for row in rows] for name in told_apart}
@@ -36,12 +36,15 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     sizes = {name: max(map(len, [name, *column])) for name, column in cells.items()}
     indent = sum(sizes.values()) + 2 * len(sizes)
     reasons = [row["reason"] + (f" [{row['note']}]" if row["note"] else "") for row in rows]
-    last = max(width - indent, _REASON)
-    lines = [_line(cells, sizes, list(cells)) + "why"]
+    beside = width - indent >= _REASON
+    if not beside:
+        indent = 4
+    lines = [_line(cells, sizes, list(cells)) + ("why" if beside else "")]
     for i, reason in enumerate(reasons):
-        first, *more = textwrap.wrap(reason, last) or [""]
-        lines.append(_line(cells, sizes, [column[i] for column in cells.values()]) + first)
-        lines += [" " * indent + rest for rest in more]
+        said = textwrap.wrap(reason, width - indent) or [""]
+        row = _line(cells, sizes, [column[i] for column in cells.values()])
+        lines.append(row + said.pop(0) if beside else row)
+        lines += [" " * indent + more for more in said]
     meanings = _LEGEND | {name: VERDICTS[name] for name in VERDICTS if name in set(frame.verdict)}
     lines.append("")
     for name, meaning in meanings.items():
@@ -69,4 +72,4 @@ def _short(name: str) -> str:
     if len(name) <= _NAME:
         return name
     half = (_NAME - 3) // 2
-    return f"{name[:half]}...{name[len(name) - (_NAME - 3 - half):]}"
+    return f"{name[:half]}...{name[len(name) - (_NAME - 3 - half) :]}"

@@ -1,6 +1,6 @@
 """What every column of every table means, as data: the page in the book is made from this.
 
-``python -m grokutils.columns > book/columns.md``
+``python -c "from grokutils.columns import page; print(page(), end='')" > book/columns.md``
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ LEAD_TIMES = {
 }
 
 _INTRODUCTION = """\
-<!-- Made by `python -m grokutils.columns`; edit grokutils/columns.py instead. -->
+<!-- Made from grokutils/columns.py, which says how; edit that. -->
 # What every column means
 
 Eigenvalues are those of $W^\\top W$ (squared singular values), neither centred nor divided by anything. Numbers that
@@ -154,6 +154,3 @@ def page() -> str:
         )
     return text
 
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -149,7 +149,8 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
         if convolution is None:
             continue
         if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
-            entries.append(_Entry(name, (), _uninitialised, False))
+            if name.rpartition(".")[2] != "bias":  # which it will be has no shape yet
+                entries.append(_Entry(name, (), _uninitialised, False))
             continue
         entries.append(
             _Entry(name, tuple(parameter.shape), _reader(parameter), convolution, _memory(parameter))

@@ -64,7 +64,7 @@ def verdict(row: Mapping[str, Any], thresholds: Thresholds = THRESHOLDS) -> tupl
     low, high = thresholds.over_correlated_below, thresholds.under_trained_above
     number = f"alpha {_rounded(alpha, low, high)}"
     if traps >= thresholds.trapped_from:
-        reason = f"{traps:.1f} traps{_cause(row, thresholds)}"
+        reason = f"{traps:.1f} traps{_cause(row, traps, thresholds)}"
         return "trapped", reason + (f"; {number} is below {low:g}" if alpha < low else "")
     if math.isnan(alpha):
         return "undetermined", f"no alpha: {row.get('alpha_reason') or 'the reason was not given'}"
@@ -94,12 +94,14 @@ def _rounded(alpha: float, low: float, high: float) -> str:
     return repr(alpha)
 
 
-def _cause(row: Mapping[str, Any], thresholds: Thresholds) -> str:
-    """What makes the largest trap, as far as the other columns tell."""
+def _cause(row: Mapping[str, Any], traps: float, thresholds: Thresholds) -> str:
+    """What makes the traps, as far as the other columns tell. A mean makes one, never more."""
     if row.get("trap_share", math.nan) >= thresholds.carried_from:
         return f", the largest carried by one weight of {row['trap_z']:.0f} standard deviations"
-    if abs(mean := row.get("mean_over_std", math.nan)) >= thresholds.shifted_from:
-        return f"; the entries' mean is {mean:.2f} standard deviations"
+    if traps < 1.5 and abs(mean := row.get("mean_over_std", math.nan)) >= thresholds.shifted_from:
+        return f"; the weights' mean is {mean:.2f} standard deviations"
+    if not math.isnan(largest := row.get("max_over_std", math.nan)):
+        return f"; weights lie up to {largest:.0f} standard deviations from the mean"
     return ""
 
 
