@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from . import baselines
 from ._blas import LARGE, threads_for
@@ -215,7 +216,11 @@ def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
     shuffled = shuffle_matrix(matrix, generator)
     wide = shuffled if matrix.shape[0] <= matrix.shape[1] else shuffled.T
     M = wide.shape[0]
-    short = scipy.linalg.eigh(wide @ wide.T, subset_by_index=(M - 1, M - 1), check_finite=False)[1][:, 0]
+    if M < LARGE:
+        short = scipy.linalg.eigh(wide @ wide.T, subset_by_index=(M - 1, M - 1), check_finite=False)[1][:, 0]
+    else:  # a trap stands apart, which a few dozen products with the matrix find out
+        product = LinearOperator((M, M), matvec=lambda v: wide @ (v @ wide), dtype=wide.dtype)
+        short = eigsh(product, k=1, v0=np.ones(M))[1][:, 0]
     long = short @ wide
     size = np.linalg.norm(long)  # the singular value
     long /= size

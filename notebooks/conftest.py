@@ -8,6 +8,12 @@ import pytest
 OVERRIDES = {
     "01_setup.ipynb": "",
     "02_train.ipynb": "steps = 1_000",
+    "03_alpha.ipynb": "",
+    "04_traps.ipynb": "",
+    "05_baselines.ipynb": "",
+    "06_weight_decay.ipynb": "",
+    "claims.ipynb": "",
+    "explorer.ipynb": "",
 }
 
 # what the notebooks train goes to a folder of its own, so that nothing is found there from last time

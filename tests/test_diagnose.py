@@ -84,6 +84,28 @@ def test_examples_in_docstrings(name):
     assert doctest.testmod(module, extraglobs={"np": np, "torch": torch}).failed == 0
 
 
+@pytest.mark.parametrize("page", ["howto_diagnose", "howto_monitor"])
+def test_the_code_in_the_book_runs(page, trained, runs, tmp_path, monkeypatch):
+    shutil.copytree(trained, runs / "x")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    assert len(blocks) >= 3
+    names: dict = {}
+    with warnings.catch_warnings():
+        for block in blocks:
+            exec(compile(block, page, "exec"), names)
+    if page == "howto_monitor":
+        assert monitor_rows(names["monitor"].history) == monitor_rows(pd.read_json("alpha.jsonl", lines=True))
+    else:
+        assert set(names["leads"].layer) == {"fc1", "fc2", "fc3", "network"}
+
+
+def monitor_rows(frame: pd.DataFrame) -> list[tuple[int, str]]:
+    assert len(frame) == 6
+    return [(int(step), str(layer)) for step, layer in zip(frame.step, frame.layer, strict=True)]
+
+
 # -- every source ---------------------------------------------------------------------------------------------
 
 
@@ -160,7 +182,8 @@ def test_equal_to_weightwatcher_where_that_is_asked_for(monkeypatch):
 
 def test_large_matrices_by_their_product_and_small_ones_directly(monkeypatch):
     low = gaussian(60, 15) @ gaussian(15, 80)
-    for W in (gaussian(60, 80), gaussian(60, 60), low, gaussian(80, 60) * 100):
+    trapped = np.random.default_rng(1).standard_t(2, size=(60, 80))
+    for W in (gaussian(60, 80), gaussian(60, 60), low, gaussian(80, 60) * 100, trapped, trapped.T + 1):
         expected = one(W)
         with monkeypatch.context() as patched:
             patched.setattr(sys.modules["grokutils.matrix"], "LARGE", 50)

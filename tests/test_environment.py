@@ -314,6 +314,13 @@ RUN_BY = {
         "grokutils train --recipe paper",
     ),
     "grokutils list": (".ci/run", "grokutils list"),
+    # Diagnosing, as shown.
+    "grokutils diagnose runs/x/checkpoints/step_00002000.safetensors": (
+        "tests/test_diagnose.py",
+        "def test_a_freshly_trained_checkpoint_in_a_process",
+    ),
+    "grokutils diagnose x": ("tests/test_diagnose.py", "def test_a_run_by_its_name"),
+    "grokutils diagnose x --all-steps --json": ("tests/test_diagnose.py", "def test_a_run_by_its_name"),
     "papermill notebooks/02_train.ipynb runs/wd0.ipynb -p wd 0": (".ci/run", "runs/wd0.ipynb -p wd 0"),
     "papermill notebooks/02_train.ipynb -p wd 0.01 > out.ipynb": (".ci/run", "-p wd 0.01 > out.ipynb"),
 }

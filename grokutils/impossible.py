@@ -1,0 +1,87 @@
+"""Printed numbers against what arithmetic allows; these tests need no record.
+
+>>> round(excess_over_smallest_alpha(1.0)({}).value, 3)
+-0.005
+>>> round(points_for(0.3044, 1.877e-5)({}).value)
+61
+"""
+
+from __future__ import annotations
+
+import math
+from typing import SupportsFloat
+
+import numpy as np
+from scipy import optimize, stats
+
+from ._mp_ks import mp_null
+from .findings import Finding, Test
+from .spectra import CUTOFF
+
+__all__ = [
+    "decades_off",
+    "excess_over_smallest_alpha",
+    "points_for",
+    "random_share",
+    "smallest_alpha",
+    "trap_over_count",
+    "trap_over_norm",
+]
+
+_DRAWS = 400
+
+
+def smallest_alpha(entries: int = 200 * 784) -> float:
+    """What alpha = 1 + n / sum ln(x / xmin) exceeds for any float32 matrix of so many entries.
+
+    Every x / xmin is at most the largest eigenvalue there can be, the sum of all squared entries, over the smallest
+    that is fitted, so the mean of the logarithms is at most the logarithm of that.
+    """
+    largest = entries * float(np.finfo(np.float32).max) ** 2
+    return 1 + 1 / math.log(largest / CUTOFF)
+
+
+def excess_over_smallest_alpha(mean: SupportsFloat) -> Test:
+    """How far a printed mean lies above `smallest_alpha`; negative for one that no successful fits can have."""
+    return lambda sources: Finding(float(mean) - smallest_alpha())
+
+
+def decades_off(D: SupportsFloat, p: SupportsFloat, n: int) -> Test:
+    """Decades between a printed p and the Kolmogorov-Smirnov test's own for the printed D and n independent points."""
+    return lambda sources: Finding(abs(math.log10(float(p)) - math.log10(stats.kstwo.sf(float(D), n))))
+
+
+def points_for(D: SupportsFloat, p: SupportsFloat) -> Test:
+    """For how many independent points a distance D has the p-value p (as if their number were continuous)."""
+
+    D, p = float(D), float(p)
+
+    def gap(log_n: float) -> float:
+        n = math.exp(log_n)
+        low, high = math.floor(n), math.floor(n) + 1
+        between = (n - low) * math.log(stats.kstwo.sf(D, high)) + (high - n) * math.log(
+            stats.kstwo.sf(D, low)
+        )
+        return between - math.log(p)
+
+    return lambda sources: Finding(math.exp(optimize.brentq(gap, math.log(2), math.log(2000))))
+
+
+def random_share(D: SupportsFloat, shape: tuple[int, int] = (784, 200)) -> Test:
+    """The share of random matrices at least as far from the Marchenko-Pastur law, sigma fitted to each."""
+
+    def test(sources) -> Finding:
+        null = mp_null(*shape, draws=_DRAWS)
+        return Finding(float((1 + np.sum(null >= float(D))) / (1 + len(null))))
+
+    return test
+
+
+def trap_over_norm(exponent: float, norm: float) -> Test:
+    """log10 of a printed eigenvalue over the squared l2 norm, which no eigenvalue can exceed."""
+    return lambda sources: Finding(exponent - 2 * math.log10(norm))
+
+
+def trap_over_count(exponent: float, count: int) -> Test:
+    """log10 of a printed eigenvalue over the number of eigenvalues, their sum if they are rescaled to mean 1."""
+    return lambda sources: Finding(exponent - math.log10(count))
