@@ -168,7 +168,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--large-threads", type=int, help="threads of its linear algebra (default: all cores)")
     parser.add_argument("--skip-large", action="store_true", help="leave the large layer out")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     with threadpool_limits(options.threads, user_api="blas"):
         report = {"machine": _bench.machine(), "threads": options.threads}
         for name, traps in (("mlp", False), ("mlp with traps", True)):

@@ -4,7 +4,7 @@
 >>> judged = judge()                                                 # doctest: +SKIP
 >>> overview(judged), details(judged, "phases")                      # doctest: +SKIP
 
-Both are pieces of HTML, for `IPython.display.HTML`.
+All are pieces of HTML that a notebook shows as such.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import html
 from collections import Counter
 from collections.abc import Mapping
 
+from ._html import Html
 from .claims import TOPICS
-from .judging import ARITHMETIC, VERDICTS, Claim, ClaimJudged, Judged, PartJudged
+from .judging import ARITHMETIC, RULE, VERDICTS, Claim, ClaimJudged, Judged, PartJudged
 
-__all__ = ["details", "overview", "records"]
+__all__ = ["details", "overview", "records", "rule"]
 
 #: What the columns are called.
 SCALES = {"express": "express ensemble", "paper": "paper's recipe", ARITHMETIC: "arithmetic"}
@@ -51,7 +52,12 @@ html[data-theme="dark"] .bd-content div.cell_output .text_html:not(:has(table.da
 </style>"""
 
 
-def overview(judged: Judged) -> str:
+def rule() -> Html:
+    """How a verdict comes about."""
+    return Html(f"{_STYLE}<div class='claims tex2jax_ignore'><p>{html.escape(RULE)}</p></div>")
+
+
+def overview(judged: Judged) -> Html:
     """How many claims got each verdict, and a table of all of them with links to what was measured."""
     columns = [scale for scale in judged.results if scale != ARITHMETIC]
     counts = "".join(
@@ -59,7 +65,7 @@ def overview(judged: Judged) -> str:
     )
     head = "".join(f"<th scope='col'>{_name(scale)}</th>" for scale in columns)
     rows = "".join(_overview_row(judged, claim, columns) for claim in judged.claims)
-    return (
+    return Html(
         f"{_STYLE}<div class='claims tex2jax_ignore'>{counts}"
         f"<table><thead><tr><th scope='col'>Claim</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
@@ -90,7 +96,7 @@ def _overview_row(judged: Judged, claim: Claim, columns: list[str]) -> str:
     return f"<tr>{title}{''.join(cells)}</tr>"
 
 
-def records(judged: Judged) -> str:
+def records(judged: Judged) -> Html:
     """The records that the claims are judged on, and how far they reach."""
     rows = []
     for scale, found in judged.records.items():
@@ -101,13 +107,13 @@ def records(judged: Judged) -> str:
             )
     notes = "".join(f"<p class='small'>{html.escape(note)}</p>" for note in judged.notes)
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("Scale", "Needed as", "Record"))
-    return (
+    return Html(
         f"{_STYLE}<div class='claims tex2jax_ignore'><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
     )
 
 
-def details(judged: Judged, topic: str) -> str:
+def details(judged: Judged, topic: str) -> Html:
     """All claims of a topic: what was measured, on which records, and what follows.
 
     Raises
@@ -117,7 +123,7 @@ def details(judged: Judged, topic: str) -> str:
     if topic not in TOPICS:
         raise ValueError(f"topic must be one of {', '.join(map(repr, TOPICS))}; got {topic!r}.")
     shown = "".join(_claim(judged, claim) for claim in judged.claims if claim.topic == topic)
-    return f"{_STYLE}<div class='claims tex2jax_ignore'>{shown}</div>"
+    return Html(f"{_STYLE}<div class='claims tex2jax_ignore'>{shown}</div>")
 
 
 def _claim(judged: Judged, claim: Claim) -> str:
@@ -153,7 +159,8 @@ def _part_table(claim: Claim, which: list[int], found: Mapping[str, ClaimJudged]
     rows = []
     for i in which:
         part = claim.parts[i]
-        rule = f"<br><span class='small'>{html.escape(str(part.range))}</span>" if part.range else ""
+        only = f", on the {part.only} recipe only" if part.only else ""
+        rule = f"<br><span class='small'>{html.escape(f'{part.range}{only}')}</span>" if part.range else ""
         cells = "".join(
             f"<td data-of='{_name(scale)}'>{_number(own.parts[i])}</td>" for scale, own in found.items()
         )

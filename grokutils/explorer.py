@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ._html import Html
 from .plots import COLORS, PHASE_COLORS
 from .plots_spectra import layer_color
 from .record import Record
@@ -186,8 +187,8 @@ def _digits(x: float) -> float | None:
     return float(f"{x:.4g}") if x is not None and math.isfinite(x) else None
 
 
-def explorer_html(source: Record | Study, member: int = 0, layers: Sequence[str] | None = None) -> str:
-    """The page's content: put it into any page, or show it in a notebook with `IPython.display.HTML`.
+def explorer_html(source: Record | Study, member: int = 0, layers: Sequence[str] | None = None) -> Html:
+    """The page's content: put it into any page; as the value of a notebook's cell it shows itself.
 
     Parameters and errors are those of `explorer_data`.
     """
@@ -199,7 +200,7 @@ def explorer_html(source: Record | Study, member: int = 0, layers: Sequence[str]
     colors = "".join(f"--gx-{name}:{color};" for name, color in COLORS.items())
     summary = html.escape(_summary(data))
     title = html.escape(data["title"])
-    return f"""<style>{style}</style>
+    return Html(f"""<style>{style}</style>
 <div class="grok-explorer tex2jax_ignore" style="{colors}">
 <p class="gx-title">{title}</p>
 <div class="gx-bar">
@@ -211,7 +212,7 @@ def explorer_html(source: Record | Study, member: int = 0, layers: Sequence[str]
 <noscript><p>{summary} The figures of this page are drawn by a script.</p></noscript>
 <script type="application/json" class="gx-data">{embedded}</script>
 <script>{_SCRIPT.read_text(encoding="utf-8")}</script>
-</div>"""
+</div>""")
 
 
 def _summary(data: dict[str, Any]) -> str:

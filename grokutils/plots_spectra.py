@@ -66,12 +66,13 @@ def layer_color(layer: str, layers: Sequence[str] = ()) -> str:
 
 
 def esd_with_fit(data: Study, layer: str = "fc1", step: int | None = None, member: int | None = None) -> Figure:
-    """A layer's eigenvalues, the power law that fits their tail, and one from a badly chosen xmin.
+    """A layer's eigenvalues, the power law that fits their tail, and two from a badly chosen xmin.
 
     >>> esd_with_fit(study("results/express/wd0"))                   # doctest: +SKIP
 
     Left the density, as in the paper's Figure 2; right the share of eigenvalues that are larger, in which a
-    straight line is easier to judge. The bad xmin keeps only the largest fifth of the tail (five at least).
+    straight line is easier to judge. Too large an xmin keeps only a fifth of the tail (five eigenvalues at
+    least), too small a one the upper half of them all.
 
     Parameters
     ----------
@@ -89,9 +90,9 @@ def esd_with_fit(data: Study, layer: str = "fc1", step: int | None = None, membe
         kept = x[x >= x.max() * 1e-4]
         right.step(kept, 1 - np.searchsorted(x, kept, side="left") / x.size, where="post", color="#3f9fb8", lw=1.5)
         if fit.status == "ok":
-            tail = x[x >= fit.xmin]
-            bad = x[-max(5, len(tail) // 5)]
-            for xmin, color, name in ((fit.xmin, _FIT, "fit"), (bad, "#7d4dbb", "bad xmin")):
+            largest, middle = x[-max(5, fit.n_tail // 5)], np.median(x)
+            choices = ((fit.xmin, _FIT, "fit"), (largest, "#7d4dbb", "too large"), (middle, "#9c5b2e", "too small"))
+            for xmin, color, name in choices:
                 _draw_fit(left, right, x, xmin, color, name)
             left.axvline(fit.xmax, color="#ff5e02", lw=1.2, label="xmax")
         for axes, label in ((left, "density"), (right, "share of larger eigenvalues")):

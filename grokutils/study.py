@@ -22,6 +22,7 @@ from .analysis import Analysis, analyze_record
 from .columns import BASELINES, DIAGNOSTICS, SPECTRA
 from .config import RunConfig
 from .layers import find_layers
+from .paths import results_dir
 from .phases import LAYER_CONTROLS, NETWORK_CONTROLS, Phases, find_phases
 from .published import PHASES
 from .record import Record, load_record
@@ -77,8 +78,10 @@ class Study:
 
     @property
     def place(self) -> str:
-        """The record's folder and the one that it is in, such as 'runs/x'."""
+        """How tables call the record: its place under ``results/``, 'runs/x' of one's own, else its folder."""
         folder = self.record.folder.resolve()
+        if folder.is_relative_to(results_dir().resolve()):
+            return str(folder.relative_to(results_dir().resolve()))
         return f"{folder.parent.name}/{folder.name}"
 
     @property

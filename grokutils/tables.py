@@ -158,9 +158,10 @@ def _of_layer(data: Study, layer: str) -> pd.DataFrame:
 
 
 def _source(data: Study) -> str:
+    if data.fixed_steps is not None:
+        return f"{data.place} at the paper's steps"
     changed = " (changed)" if data.recipe_changes else ""
-    where = "" if data.fixed_steps is None else ", paper's steps"
-    return f"{data.place}: {data.config.recipe_name}{changed}, {data.seeds}{where}"
+    return f"{data.place}: {data.config.recipe_name}{changed}, {data.seeds}"
 
 
 def _published(table: Table, key, quantity: str) -> list[dict]:

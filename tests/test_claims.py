@@ -18,7 +18,7 @@ from scipy import stats
 
 from grokutils import RunConfig, impossible, train
 from grokutils.claims import CLAIMS, MODULAR, REFERENCE, TOPICS, judge, main, table, with_run, write
-from grokutils.claims_page import details, overview, records
+from grokutils.claims_page import details, overview, records, rule
 from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, read
 from grokutils.findings import (
     FEWEST,
@@ -563,13 +563,14 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_every_claim_once_and_every_link_leads_somewhere(judged):
-    parts = [overview(judged), records(judged), *(details(judged, topic) for topic in TOPICS)]
+    parts = [overview(judged), records(judged), rule(), *(details(judged, topic) for topic in TOPICS)]
+    assert all(part._repr_html_() == part for part in parts), "a notebook shows them"
     pages = [Page(part) for part in parts]
     ids = [i for page in pages for i in page.ids]
     assert sorted(ids) == sorted(f"claim-{claim.id}" for claim in CLAIMS)
     assert [link.removeprefix("#") for link in pages[0].links] == ids
     shown = " ".join(text for page in pages for text in page.texts)
-    for text in (*VERDICTS, "a note & more", "<b>", "there is no record b", "reaches step 1,995,262", "n = 6"):
+    for text in (*VERDICTS, "a note & more", "<b>", "there is no record b", "reaches step 1,995,262", "n = 6", RULE):
         assert text in shown, text
     assert all(claim.statement in shown and claim.source in shown for claim in CLAIMS)
 
@@ -584,9 +585,10 @@ def test_an_unknown_topic_is_refused(judged):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project: no reference records."""
+    """An empty project: no reference records, here or where the process works."""
     (tmp_path / "project" / "book" / "_assets").mkdir(parents=True)
     monkeypatch.setenv("GROKUTILS_HOME", str(tmp_path / "project"))
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "project"
 
 

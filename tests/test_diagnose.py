@@ -92,7 +92,9 @@ def test_the_code_in_the_book_runs(page, trained, runs, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
     assert len(blocks) >= 3
     names: dict = {}
+    torch.manual_seed(0)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for block in blocks:
             exec(compile(block, page, "exec"), names)
     if page == "howto_monitor":
@@ -178,6 +180,37 @@ def test_equal_to_weightwatcher_where_that_is_asked_for(monkeypatch):
         monkeypatch.setattr(benchmark, "on_its_shuffles", lambda net, seed: diagnose(net, **benchmark.SAME))
         with pytest.raises(SystemExit, match="not the same "):
             benchmark.check_equal(net, seed=7)
+
+
+def test_the_benchmark_reports_and_refuses_what_is_not_equal(monkeypatch, tmp_path, capsys):
+    def small(traps):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 12))
+
+    seen = {}  # WeightWatcher is slow, and says the same each time
+
+    def analyze(net, seed, **options):
+        key = str(net)
+        if key not in seen:
+            seen[key] = original(net, seed, **options)
+        return seen[key]
+
+    original = benchmark.reference.analyze
+    monkeypatch.setattr(benchmark.reference, "analyze", analyze)
+    monkeypatch.setattr(benchmark, "network", small)
+    monkeypatch.setattr(benchmark._bench, "RESULTS", tmp_path)
+    threads = torch.get_num_threads()
+    benchmark.main(["--rounds", "1", "--size", "40"])
+    assert torch.get_num_threads() == threads
+    report = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert set(report) == {"machine", "threads", "mlp", "mlp with traps", "large"}
+    assert report["mlp"]["largest_relative_difference"] < 1e-6 and report["large"]["size"] == 40
+    assert "equal to WeightWatcher, times faster" in capsys.readouterr().out
+    theirs = pd.DataFrame({"alpha": [2.0, 3.0]})
+    with pytest.raises(SystemExit, match=r"not the same alpha: \[2.0, 3.1\] here, \[2.0, 3.0\] from WeightWatcher"):
+        benchmark.difference(pd.DataFrame({"alpha": [2.0, 3.1]}), theirs, {"alpha": "alpha"})
+    with pytest.raises(SystemExit, match="not the same alpha"):
+        benchmark.difference(pd.DataFrame({"alpha": [2.0, math.nan]}), theirs, {"alpha": "alpha"})
 
 
 def test_large_matrices_by_their_product_and_small_ones_directly(monkeypatch):

@@ -145,8 +145,8 @@ def test_the_fit_that_is_drawn_is_the_fit(studies):
     entries = [t.get_text() for t in left.get_legend().get_texts()]
     assert f"fit: α = {fit.alpha:.2f} from {fit.n_tail}" in entries
     assert f"ESD, {x.size} eigenvalues" in entries and "xmax" in entries
-    (bad,) = [e for e in entries if e.startswith("bad xmin")]
-    assert int(bad.split()[-1]) < fit.n_tail
+    left_in = {e.split(":")[0]: int(e.split()[-1]) for e in entries if " from " in e}
+    assert left_in["too large"] < left_in["fit"] and left_in["too small"] == x.size // 2
     for axes in (left, right):
         assert any(np.allclose(v.get_xdata(), fit.xmin) for v in axes.lines)
         assert axes.get_xscale() == axes.get_yscale() == "log"

@@ -140,7 +140,7 @@ def test_printed_keeps_the_order_and_every_number(studies):
         assert row.text in {text.replace("\u00a0", " ") for text in shown.loc[(row.quantity, row.source)]}
     # a record beside itself, and beside itself read elsewhere
     twice = printed(table_1(studies[0], studies[0], studies[0].at_steps(TABLE_STEPS)))
-    assert sum("paper's steps" in source for _, source in twice.index) == 3 and not twice.index.duplicated().any()
+    assert sum("at the paper's steps" in source for _, source in twice.index) == 3 and not twice.index.duplicated().any()
 
 
 def test_the_largest_jump_of_alpha(tmp_path):
