@@ -117,6 +117,8 @@ TOPICS = {
 PRE, PEAK, END = PHASES
 FC = ("fc1", "fc2")
 WHERE = {"fc1": "FC1", "fc2": "FC2", "average": "the average of FC1 and FC2", "network": "the network"}
+#: Alpha as the authors' published notebook computes it, which their text does not say.
+CLIPPED = {f"{where} clipped": f"{WHERE[where]}, clipped" for where in (*FC, "average")}
 BELOW_2 = "alpha below 2"
 #: The transformer's matrices as P2 and P3 name them, and as ours are called.
 MODULAR = {
@@ -282,6 +284,8 @@ CLAIMS: tuple[Claim, ...] = (
                    IDENTIFIES, "1") for where in (*FC, "average")),
             Part("J of alpha below 2 in FC1 or FC2",
                  informedness({"either": any_of(*(alarmed(where, BELOW_2) for where in FC))}), IDENTIFIES, "1"),
+            *(Part(f"J of alpha below 2 in {name}", informedness({where: alarmed(where, BELOW_2)}))
+              for where, name in CLIPPED.items()),
         ),
         "J is the share of collapsed networks with alpha below 2 for three measurements in a row, less the "
         "share of the others (weight decay 0.01).",
@@ -293,8 +297,12 @@ CLAIMS: tuple[Claim, ...] = (
         (
             *(Part(f"networks in which alpha of {WHERE[where]} was below 2 before the fall",
                    share("wd0", warned_of_collapse(where, BELOW_2)), ALWAYS, "all") for where in FC),
+            *(Part(f"networks in which alpha of {name} was below 2 before the fall",
+                   share("wd0", warned_of_collapse(where, BELOW_2))) for where, name in CLIPPED.items()),
             *(Part(f"decades of steps from alpha below 2 in {WHERE[where]} to the fall",
                    median("wd0", lead_decades(where, BELOW_2))) for where in (*FC, "average")),
+            *(Part(f"decades of steps from alpha below 2 in {name} to the fall",
+                   median("wd0", lead_decades(where, BELOW_2))) for where, name in CLIPPED.items()),
             *(Part(f"decades from the first trap in {WHERE[where]} to the fall",
                    median("wd0", lead_decades(where, "first trap"))) for where in FC),
             *(Part(f"decades from {name.replace('_', ' ')} of {WHERE[where]} to the fall",

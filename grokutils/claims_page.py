@@ -105,7 +105,8 @@ def records(judged: Judged) -> Html:
             rows.append(
                 f"<tr><th scope='row'>{_name(scale)}</th><td>{html.escape(need)}</td><td>{html.escape(text)}</td></tr>"
             )
-    notes = "".join(f"<p class='small'>{html.escape(note)}</p>" for note in judged.notes)
+    # what a note says after its colon is for whoever can mend it: paths of this machine
+    notes = "".join(f"<p class='small'>Note: {html.escape(note.split(':')[0])}.</p>" for note in judged.notes)
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("Scale", "Needed as", "Record"))
     return Html(
         f"{_STYLE}<div class='claims tex2jax_ignore'><table><thead><tr>{head}</tr></thead>"

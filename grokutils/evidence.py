@@ -171,11 +171,16 @@ class Source:
 
     @cached_property
     def _leads(self) -> pd.DataFrame:
+        """Of the layers, of their average, and of alpha with `alpha_clipped` in its place (``fc1 clipped``)."""
         s = self.study
-        followed = s.diagnostics[s.diagnostics.layer.isin(s.layers)]
-        traps = followed.groupby(["step", "member"], as_index=False).traps.mean()
-        average = s.average_alpha.merge(traps, on=["step", "member"]).assign(layer="average")
-        frame = lead_times(s.metrics, pd.concat([followed, average], ignore_index=True), s.baselines)
+        layers = s.diagnostics[s.diagnostics.layer.isin(s.layers)]
+        mean = layers.groupby(["step", "member"])[["alpha", "alpha_clipped", "traps"]]
+        average = mean.agg(lambda x: x.mean(skipna=False)).reset_index().assign(layer="average")
+        plain = pd.concat([layers, average], ignore_index=True)
+        clipped = plain[["step", "member", "traps"]].assign(
+            alpha=plain.alpha_clipped, layer=plain.layer + " clipped"
+        )
+        frame = lead_times(s.metrics, pd.concat([plain, clipped], ignore_index=True), s.baselines)
         if "member" not in frame:
             frame = frame.assign(member=s.members[0])
         return frame.set_index(["member", "layer", "signal"])[["onset", "fall", "lead_decades"]].astype(float)

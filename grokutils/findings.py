@@ -70,13 +70,13 @@ def over_networks(values: np.ndarray, statistic: Callable[..., np.ndarray]) -> F
 def exact_share(count: int, n: int) -> Finding:
     """A share of networks, with the exact (Clopper-Pearson) interval.
 
-    >>> exact_share(20, 20).low.round(3)
-    np.float64(0.832)
+    >>> round(exact_share(20, 20).low, 3)
+    0.832
     """
     if n < FEWEST:
         return Finding(count / n, n=n, note=f"{count} of {n}")
     low, high = stats.binomtest(count, n).proportion_ci(0.95, method="exact")
-    return Finding(count / n, low, high, n, note=f"{count} of {n}")
+    return Finding(count / n, float(low), float(high), n, note=f"{count} of {n}")
 
 
 def _values(source: Source, quantity: Quantity) -> np.ndarray:

@@ -3,7 +3,7 @@
 >>> round(excess_over_smallest_alpha(1.0)({}).value, 3)
 -0.005
 >>> round(points_for(0.3044, 1.877e-5)({}).value)
-61
+60
 """
 
 from __future__ import annotations

@@ -520,7 +520,7 @@ def judged():
     results["express"].pop("modular-phases")
     results[ARITHMETIC] = {claim.id: judge_claim(claim, {}) for claim in CLAIMS if not claim.needs}
     labels = {"express": {"wd0": {"name": "a", "label": "<b>"}, "wd0.01": {"missing": "there is no record b"}}}
-    return Judged(CLAIMS, results, labels, ("a note & more",))
+    return Judged(CLAIMS, results, labels, ("a note & more: /of/this/machine",))
 
 
 def test_json_holds_everything_and_is_json(judged, tmp_path):
@@ -572,6 +572,7 @@ def test_the_page_has_every_claim_once_and_every_link_leads_somewhere(judged):
     shown = " ".join(text for page in pages for text in page.texts)
     for text in (*VERDICTS, "a note & more", "<b>", "there is no record b", "reaches step 1,995,262", "n = 6", RULE):
         assert text in shown, text
+    assert "/of/this/machine" not in shown
     assert all(claim.statement in shown and claim.source in shown for claim in CLAIMS)
 
 
