@@ -138,7 +138,9 @@ def large(size: int, rounds: int) -> dict:
     ours = diagnose(net, shuffles=1, progress=False)
     # Left out: sigma_mp, where the library's own fit has not the defect that WeightWatcher's has for square
     # matrices, and erg_count, for which WeightWatcher multiplies thousands of numbers and overflows.
-    worst = difference(ours, theirs, {k: v for k, v in COLUMNS.items() if "sigma" not in k and k != "erg_count"})
+    worst = difference(
+        ours, theirs, {k: v for k, v in COLUMNS.items() if "sigma" not in k and k != "erg_count"}
+    )
     ways = {
         "WeightWatcher": lambda: reference.analyze(net, 0, **WEIGHTWATCHER),
         "diagnose, one shuffle": lambda: diagnose(net, shuffles=1, progress=False),
@@ -165,7 +167,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--size", type=int, default=4096, help="of the large layer (default 4096)")
     parser.add_argument("--large-rounds", type=int, default=1, help="rounds of the large layer (default 1)")
-    parser.add_argument("--large-threads", type=int, help="threads of its linear algebra (default: all cores)")
+    parser.add_argument(
+        "--large-threads", type=int, help="threads of its linear algebra (default: all cores)"
+    )
     parser.add_argument("--skip-large", action="store_true", help="leave the large layer out")
     options = parser.parse_args(arguments)
     with threadpool_limits(options.threads, user_api="blas"):

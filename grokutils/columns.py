@@ -153,4 +153,3 @@ def page() -> str:
             f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |\n" for name, meaning in columns.items()
         )
     return text
-

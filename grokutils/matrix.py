@@ -149,7 +149,7 @@ def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
         product = wide @ wide.T
         if not np.isfinite(product).all():
             return esd(matrix)  # says how large its entries are
-    eigenvalues = scipy.linalg.eigvalsh(product, overwrite_a=True, check_finite=False)
+    eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
     if cutoff != "relative" and rounding > 0.01 * cutoff:
         return esd(matrix)

@@ -41,7 +41,7 @@ from grokutils.layers import find_layers
 from grokutils.matrix import Options, diagnose_matrix
 from grokutils.phases import lead_times
 from grokutils.spectra import esd, fit_power_law
-from grokutils.traps import trap_vectors
+from grokutils.traps import find_traps, mp_ks, trap_vectors
 from grokutils.verdict import THRESHOLDS, VERDICTS, Thresholds, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,9 @@ def test_numbers_against_their_definitions():
     assert row.traps == 1.0 and row.traps_std == 0.0 and row.trap_strength > 1
     assert row.trap_z == pytest.approx(row.max_over_std) and row.trap_share > 0.5 and row.trap_ipr > 0.5
     assert 0.8 < row.sigma_mp < 1 and row.spikes == 1.0
-    assert row.ks_p_textbook > 0.99 and 0 < row.ks_p < 1 and 0 < row.ks_D < 0.1
+    ks = mp_ks(find_traps(W, shuffles=1).eigenvalues, W.shape)
+    assert (row.ks_D, row.ks_p_textbook, row.ks_p) == (ks.D[0], ks.p_textbook[0], ks.p_monte_carlo[0])
+    assert row.ks_p_textbook > 0.99 > row.ks_p
     assert math.isnan(one(W).alpha_low) and math.isnan(one(W).ks_D)
 
 
@@ -628,6 +630,7 @@ def test_a_generator_can_draw_the_shuffles():
         a, b = (one(W, seed=make(3), bootstrap=5) for _ in range(2))
         assert a.trap_strength == b.trap_strength and a.trap_z == b.trap_z > 15
         assert a.trap_strength != one(W, seed=make(4)).trap_strength
+        assert a.trap_share == pytest.approx(trap_vectors(W, seed=make(3), k=1).entries[0][0].share)
 
 
 # -- verdicts -------------------------------------------------------------------------------------------------
