@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy  # its stats, which take a second to import, are loaded when first used
 from scipy.linalg import eigvalsh_tridiagonal
-from scipy.stats import kstwo
 
 from ._mp import bulk_sigma, mp_cdf, weightwatcher_sigma
 from ._progress import tqdm
@@ -94,7 +94,7 @@ def mp_ks(eigenvalues: np.ndarray, N: int, M: int, fit: str | None, draws: int, 
     return KsResult(
         D=D,
         sigma=sigma,
-        p_textbook=kstwo.sf(D, n),
+        p_textbook=scipy.stats.kstwo.sf(D, n),
         p_monte_carlo=np.where(np.isnan(D), np.nan, (1 + at_least) / (1 + null.size)),
         null_mean=float(null.mean()),
         null_std=float(null.std()),

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import baselines, columns, data, record
+from . import baselines, columns, data, paths, record
 from ._blas import one_torch_thread
 from ._progress import tqdm
 from .layers import find_layers
@@ -53,7 +53,12 @@ class Analysis:
 
 
 def analyze_record(
-    source: Record, *, thresholds: Thresholds = THRESHOLDS, progress: bool = True, **options: Any
+    source: Record,
+    *,
+    thresholds: Thresholds = THRESHOLDS,
+    progress: bool = True,
+    store: bool | None = None,
+    **options: Any,
 ) -> Analysis:
     """Diagnose all saved steps and members of a record, and keep the result in it.
 
@@ -65,6 +70,8 @@ def analyze_record(
     source : the record
     thresholds : where the verdicts change (verdicts are not stored)
     progress : show a progress bar
+    store : keep the result in the record; by default in every record but a reference record in ``results/``,
+        which only ``grokutils publish`` changes
     **options : as in `grokutils.diagnose`; the seed must be a whole number
 
     Returns
@@ -73,9 +80,9 @@ def analyze_record(
     since the run was continued, are computed. With other options everything is computed again and replaces
     what was there.
 
-    If the folder cannot be written, or is in use by a training process, or holds rows of other options for steps
-    whose weights are gone (a published record), the result is returned all the same, and a `NotKept` warning
-    says once that it was not stored. Without the training images there are no ``baselines``; a warning says so.
+    If it is not to be stored, or the folder cannot be written, or is in use by a training process, or holds rows
+    of other options for steps whose weights are gone (a published record), the result is returned all the same,
+    and a `NotKept` warning says once that it was not stored. Without the training images there are no ``baselines``; a warning says so.
 
     Raises
     ------
@@ -85,7 +92,9 @@ def analyze_record(
     chosen = Options(**options)
     if not isinstance(chosen.seed, (int, np.integer)):
         raise ValueError(f"seed must be a whole number for a record, which keeps it; got {chosen.seed!r}.")
-    work = _Work(source, chosen)
+    if store is None:
+        store = not source.folder.resolve().is_relative_to(paths.results_dir().resolve())
+    work = _Work(source, chosen, store)
     try:
         work.go(progress)
     finally:  # also on Ctrl-C: what is done is done
@@ -109,8 +118,9 @@ _COLUMNS = {
 class _Work:
     """What a record holds, what it lacks, and what has been computed since."""
 
-    def __init__(self, source: Record, options: Options):
+    def __init__(self, source: Record, options: Options, store: bool):
         self.source = source
+        self.store = store
         self.options = options
         # equal for two analyses whose numbers are the same
         run = {"version": _VERSION, "identity": source.config.identity}
@@ -209,6 +219,12 @@ class _Work:
         if not any(self.new.values()):
             return
         self.frames = self._joined(self.frames)
+        if not self.store:
+            warnings.warn(
+                f"the analysis of {self.source.name} is not stored: a reference record is changed only by "
+                "`grokutils publish`.", NotKept, stacklevel=4,
+            )  # fmt: skip
+            return
         if self.lost:
             warnings.warn(
                 f"the analysis of {self.source.name} is not stored: with these options it would replace rows of "

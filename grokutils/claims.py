@@ -670,7 +670,7 @@ def with_run(run: str | os.PathLike | None) -> dict[str, Mapping[str, str | os.P
 
 def default_file() -> Path:
     """Where the book takes the JSON from: among the files that a build copies beside the pages; git ignores it."""
-    return paths.project_root() / "book" / "_assets" / "claims.json"
+    return paths.book_assets() / "claims.json"
 
 
 def write(judged: Judged, file: str | os.PathLike | None = None) -> Path:

@@ -184,7 +184,7 @@ def _publish(arguments: argparse.Namespace) -> int:
     target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
     if arguments.to is None and source.folder.is_relative_to(paths.results_dir()):
         target = source.folder
-    analyze_record(source)
+    analyze_record(source, store=True)
     steps = arguments.steps
     if steps is None:
         first = source.metrics[source.metrics.member == 0]

@@ -21,11 +21,10 @@ from scipy import stats
 
 from .config import RunConfig
 from .phases import Phases, lead_times
-from .published import FIGURE_1, PHASES
+from .published import PHASES, TABLE_STEPS
 from .study import Study
 
 __all__ = [
-    "TABLE_STEPS",
     "NotMeasured",
     "Quantity",
     "Source",
@@ -61,10 +60,6 @@ __all__ = [
     "way_to_chance",
 ]
 
-#: Where the paper's tables are read, on records of the paper's own recipe.
-TABLE_STEPS = dict(
-    zip(PHASES, (FIGURE_1["test_rises_steps"], FIGURE_1["peak_steps"], FIGURE_1["end_steps"]), strict=True)
-)
 # A record of ten saved steps a decade has one within a factor of 1.13 of any step it reaches.
 _NEAR = 1.2
 # A best value counts as the peak once the record goes on for twice as long.

@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["data_root", "find_run", "project_root", "results_dir", "run_dir", "runs_dir"]
+__all__ = ["book_assets", "data_root", "find_run", "project_root", "results_dir", "run_dir", "runs_dir"]
 
 
 def project_root() -> Path:
@@ -38,6 +38,11 @@ def runs_dir() -> Path:
 def results_dir() -> Path:
     """Where the versioned reference records are."""
     return project_root() / "results"
+
+
+def book_assets() -> Path:
+    """The folder whose files a build of the book copies beside its pages."""
+    return project_root() / "book" / "_assets"
 
 
 def data_root() -> Path:

@@ -60,7 +60,9 @@ def phase_tints(axes: Axes, phases: Phases, end: int, *, labels: bool = True) ->
                       fontsize=8, color="0.35")  # fmt: skip
 
 
-def training_curves(record: Record, reference: Record | None = None, reference_member: int = 0) -> Figure:
+def training_curves(
+    record: Record, reference: Record | None = None, reference_member: int = 0, *, member: int | None = None
+) -> Figure:
     """Accuracies and weight norm over steps, phases tinted; several members as median and range.
 
     >>> training_curves(load_record("runs/x"))     # doctest: +SKIP
@@ -68,10 +70,12 @@ def training_curves(record: Record, reference: Record | None = None, reference_m
     Parameters
     ----------
     reference : a longer record of the same configuration, drawn behind as thin grey lines.
+    reference_member : which of its networks
+    member : which of several networks to draw, alone; None: all
     """
     with style():
         figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 5.0), height_ratios=[2.2, 1])
-        metrics = record.metrics
+        metrics = record.metrics if member is None else record.metrics.query("member == @member")
         steps = np.sort(metrics.step.unique())
         if reference is not None:
             behind = reference.metrics

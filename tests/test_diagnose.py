@@ -31,7 +31,18 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from benchmarks import diagnostics as benchmark
-from grokutils import DataError, Record, RecordError, RunConfig, columns, data, diagnose, load_record, train
+from grokutils import (
+    DataError,
+    Record,
+    RecordError,
+    RunConfig,
+    columns,
+    data,
+    diagnose,
+    load_record,
+    paths,
+    train,
+)
 from grokutils import record as record_module
 from grokutils._blas import threads_for
 from grokutils._table import table
@@ -856,6 +867,16 @@ def test_a_record_in_use_is_analysed_without_keeping_it(record):
         found = analyze_record(record, **FAST)
     assert len(said) == 1 and len(found.diagnostics) == 3 * len(record.steps_saved) and not files(record)
     same(analyze_record(record, **FAST).diagnostics, found.diagnostics)
+
+
+def test_reading_a_reference_record_does_not_change_it(record, monkeypatch):
+    monkeypatch.setattr(paths, "results_dir", lambda: record.folder.parent)
+    with pytest.warns(NotKept, match="is not stored: a reference record is changed only by .grokutils publish.") as said:
+        found = analyze_record(record, **FAST)
+    assert len(said) == 1 and len(found.baselines) == len(record.steps_saved) and not files(record)
+    same(analyze_record(record, store=True, **FAST).diagnostics, found.diagnostics)
+    assert files(record)
+    same(analyze_record(record, **FAST).diagnostics, found.diagnostics)  # nothing to store, nothing to say
 
 
 @contextlib.contextmanager

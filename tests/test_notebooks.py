@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from grokutils import RunConfig, load_record
+from grokutils._book import BUILDING
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -161,6 +162,17 @@ def test_from_another_folder_without_an_output_path(tmp_path, runs):
     check_executed((tmp_path / "out.ipynb").read_text())
     assert load_record("x").config == RunConfig.recipe("express", wd=0.01, steps=2000, seed=3, width=50)
     assert [path.name for path in runs.iterdir()] == ["x"] and not list(elsewhere.iterdir())
+
+
+def test_a_build_of_the_book_shows_the_reference_record(tmp_path, runs, monkeypatch):
+    monkeypatch.setenv(BUILDING, "1")
+    result = papermill(TRAIN, tmp_path / "x.ipynb", "-p", "steps", "5e4")
+    assert result.returncode == 0, result.stderr
+    check_executed((tmp_path / "x.ipynb").read_text())
+    assert not runs.exists() or not list(runs.iterdir())
+    result = papermill(TRAIN, tmp_path / "x.ipynb", "-p", "steps", "500", "-p", "width", "50")
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in runs.iterdir()] == ["express-wd0-seed0-width=50"], "of this there is no reference"
 
 
 def test_the_papers_recipe(mnist_root, tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from grokutils import RunConfig, train
+from grokutils import RunConfig, load_record, train
+from grokutils.record import read_parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 READING = ("03_alpha", "04_traps", "05_baselines", "06_weight_decay")
@@ -59,6 +61,28 @@ def test_a_notebook_reads_any_run(name, run, folder, capsys):
     assert sum(isinstance(value, Figure) for value in values) == len(figures) >= 3
     said = "\n".join(value.data for value in values if isinstance(value, Markdown))
     assert "nan" not in said.lower() and "NA" not in said.replace("NAME", "")
+
+
+def reference_records() -> set[str]:
+    """The records that the notebooks read by default."""
+    text = "\n".join("".join(cell["source"]) for name in READING for cell in code(name))
+    return set(re.findall(r'^\w+ = "(results/[^"]+)"', text, re.M))
+
+
+@pytest.mark.parametrize("name", sorted(reference_records()))
+def test_a_reference_record_holds_all_that_is_drawn(name):
+    """Its weights are mostly gone and the images may not be there, so what is missing can never be made."""
+    record = load_record(name)
+    keys = {
+        kind: set(zip(frame.step, frame.member, strict=True))
+        for kind in ("diagnostics", "spectra", "baselines")
+        for frame in [read_parquet(record.folder / f"{kind}.parquet")]
+    }
+    assert len(keys["diagnostics"]) >= 20 * len(record.config.networks)
+    assert keys["diagnostics"] == keys["spectra"] == keys["baselines"]
+    assert set(record.steps_saved) <= {step for step, _ in keys["diagnostics"]}
+    end = max(keys["diagnostics"])[0]
+    assert end == record.step if record.complete else end > 0.79 * record.step, "analysed to its end"
 
 
 @pytest.mark.parametrize("name", READING)
