@@ -258,15 +258,15 @@ def progress_curves(data: Study) -> Figure:
     return _shown_once(figure)
 
 
-def decay_contrast(data: Study, control: Study) -> Figure:
-    """Test accuracy, alpha and traps of two runs side by side, on the same axes.
+def decay_contrast(*studies: Study) -> Figure:
+    """Test accuracy, alpha and traps of runs side by side, on the same axes.
 
     >>> decay_contrast(study("results/express/wd0"), study("results/express/wd0.01"))    # doctest: +SKIP
     """
     with style():
-        figure, grid = plt.subplots(3, 2, figsize=(_WIDTH, 6.2), sharex=True, sharey="row")
-        for column, some in zip(grid.T, (data, control), strict=True):
-            _accuracies(column[0], some)
+        figure, grid = plt.subplots(3, len(studies), figsize=(_WIDTH, 6.2), sharex=True, sharey="row", squeeze=False)
+        for column, some in zip(grid.T, studies, strict=True):
+            _accuracies(column[0], some, labels=some is studies[-1])
             for layer in some.layers:
                 color = layer_color(layer, some.layers)
                 own = some.diagnostics[some.diagnostics.layer == layer]
@@ -274,17 +274,19 @@ def decay_contrast(data: Study, control: Study) -> Figure:
                 _series(column[2], own, "traps", color, label=layer)
             for axes in column:
                 phase_tints(axes, some.phases, some.step, labels=False)
-            column[0].set_title(f"weight decay {some.weight_decay:g}\n{some.seeds}, to step {some.step:,}", fontsize=9)
+            column[0].set_title(f"weight decay {some.weight_decay:g}\n{some.seeds},\nto step {some.step:,}", fontsize=9)
             column[2].axhline(TRAPPED_FROM, color="0.35", ls=":", lw=1)
             column[2].set_xlabel("optimisation step")
-        grid[0, 0].set(xscale="log", xlim=(1, max(data.step, control.step, 10)))
+        grid[0, 0].set(xscale="log", xlim=(1, max(10, *(some.step for some in studies))))
         _alpha_axis(*grid[1])
         grid[1, 0].set_ylabel("α")
         grid[2, 0].set(ylabel="traps", ylim=(0, None))
-        grid[0, 1].set_ylabel("")
-        for column, some in zip(grid.T, (data, control), strict=True):
-            _direct_labels(column[1:], some)
-        figure.suptitle(data.recipe if data.recipe == control.recipe else f"{data.recipe} | {control.recipe}", fontsize=9, color="0.25")
+        for axes in grid[0, 1:]:
+            axes.set_ylabel("")
+        for axes in grid[1:, -1]:
+            _direct_labels([axes], studies[-1])
+        recipes = dict.fromkeys(some.recipe for some in studies)
+        figure.suptitle(" | ".join(recipes), fontsize=9, color="0.25")
     return _shown_once(figure)
 
 
