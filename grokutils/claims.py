@@ -26,6 +26,7 @@ from .evidence import (
     any_of,
     below,
     best_accuracy,
+    change_over,
     collapsed,
     decline,
     fall,
@@ -58,6 +59,7 @@ from .published import (
     FIGURE_1,
     L2_NORM,
     MODULAR_ACCURACY,
+    MODULAR_MATRICES,
     MODULAR_TABLE,
     MODULAR_TRAPS,
     PHASES,
@@ -120,11 +122,6 @@ WHERE = {"fc1": "FC1", "fc2": "FC2", "average": "the average of FC1 and FC2", "n
 #: Alpha as the authors' published notebook computes it, which their text does not say.
 CLIPPED = {f"{where} clipped": f"{WHERE[where]}, clipped" for where in (*FC, "average")}
 BELOW_2 = "alpha below 2"
-#: The transformer's matrices as P2 and P3 name them, and as ours are called.
-MODULAR = {
-    "embed": "embed", "W_Q": "q_proj", "W_K": "k_proj", "W_V": "v_proj", "out_proj": "out_proj", "fc1": "fc1",
-    "fc2": "fc2", "unembed": "unembed",
-}  # fmt: skip
 #: The papers' other measures, each in both definitions.
 RIVALS = {name.replace("_", " "): ("network", name) for name in NETWORK_CONTROLS}
 #: Of a measure that is computed in two ways.
@@ -533,13 +530,27 @@ CLAIMS: tuple[Claim, ...] = (
         ("modular",),
         (
             *(Part(f"mean alpha of the eight matrices, {phase}",
-                   median("modular", mean_over(phase, tuple(MODULAR.values()), "alpha")),
+                   median("modular", mean_over(phase, tuple(MODULAR_MATRICES.values()), "alpha")),
                    around(MODULAR_TABLE["mean"][phase], 0.5, 1), str(MODULAR_TABLE["mean"][phase]))
               for phase in PHASES),
             *(Part(f"alpha of {ours}, {phase}", median("modular", read(phase, ours, "alpha")),
                    paper=str(MODULAR_TABLE[theirs][phase]))
-              for theirs, ours in MODULAR.items() for phase in PHASES),
+              for theirs, ours in MODULAR_MATRICES.items() for phase in PHASES),
         ),
+    ),
+    Claim(
+        "modular-opposite", "modular", "One collapse, two directions",
+        "At the collapse alpha falls below 2 in the perceptron, and rises away from 2 in the transformer.",
+        "P1 Table 1; P2 Appendix H, P3 A.3",
+        f"{TABLE_1['average'][END]} in the one, {MODULAR_TABLE['mean'][END]} in the other", ("wd0", "modular"),
+        (
+            Part("perceptrons whose average alpha of FC1 and FC2 is below 2 at the end",
+                 share("wd0", below(2, END, "average", "alpha")), ALWAYS, "all"),
+            Part("rise of the transformer's mean alpha from its best test accuracy to the end",
+                 median("modular", change_over(PEAK, END, tuple(MODULAR_MATRICES.values()), "alpha")),
+                 at_least(1, 0.25), f"{float(MODULAR_TABLE['mean'][END]) - float(MODULAR_TABLE['mean'][PEAK]):.2f}"),
+        ),
+        "If both hold, no single threshold for alpha can tell of both collapses.",
     ),
     Claim(
         "modular-traps", "modular", "There, too, traps come with the collapse",
@@ -547,12 +558,12 @@ CLAIMS: tuple[Claim, ...] = (
         "P2 Appendix H, P3 A.3", f"0, then {MODULAR_TRAPS['mean'][END]}", ("modular",),
         (
             Part("networks without traps in any matrix before",
-                 share("modular", none_over(0.5, (PRE, PEAK), tuple(MODULAR.values()), "traps")), ALWAYS, "all"),
+                 share("modular", none_over(0.5, (PRE, PEAK), tuple(MODULAR_MATRICES.values()), "traps")), ALWAYS, "all"),
             Part("mean number of traps of the eight matrices at the end",
-                 mean("modular", mean_over(END, tuple(MODULAR.values()), "traps")), Range((2, 8), (0.5, 12)),
+                 mean("modular", mean_over(END, tuple(MODULAR_MATRICES.values()), "traps")), Range((2, 8), (0.5, 12)),
                  str(MODULAR_TRAPS["mean"][END])),
             *(Part(f"traps in {ours} at the end", mean("modular", read(END, ours, "traps")),
-                   paper=str(MODULAR_TRAPS[theirs][END])) for theirs, ours in MODULAR.items()),
+                   paper=str(MODULAR_TRAPS[theirs][END])) for theirs, ours in MODULAR_MATRICES.items()),
         ),
     ),
     # -- what needs no record --------------------------------------------------------------------------

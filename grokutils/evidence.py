@@ -34,6 +34,7 @@ __all__ = [
     "any_of",
     "below",
     "best_accuracy",
+    "change_over",
     "collapsed",
     "decline",
     "fall",
@@ -294,6 +295,12 @@ def read(phase: str, where: str, column: str) -> Quantity:
 
 def mean_over(phase: str, layers: Sequence[str], column: str) -> Quantity:
     return lambda source, member: float(np.mean([source.read(member, phase, x, column) for x in layers]))
+
+
+def change_over(first: str, then: str, layers: Sequence[str], column: str) -> Quantity:
+    """A column's mean over layers in one phase, less that in an earlier one."""
+    early, late = (mean_over(phase, layers, column) for phase in (first, then))
+    return lambda source, member: late(source, member) - early(source, member)
 
 
 def none_over(limit: float, phases: Sequence[str], layers: Sequence[str], column: str) -> Quantity:

@@ -7,6 +7,7 @@ of `grokutils.plots`; every figure says which record it shows and how far that r
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -312,7 +313,8 @@ def accuracy_panels(*studies) -> Figure:
                 _paper_levels(axes)
             phase_tints(axes, data.phases, data.step, labels=False)
             reach = f"to step {data.step:,}" + (f" of {data.config.steps:,}" if data.step < data.config.steps else "")
-            axes.set_title(f"{data.recipe}, {data.seeds},\nweight decay {data.weight_decay:g}, {reach}", fontsize=9)
+            recipe = textwrap.fill(data.recipe, 48)
+            axes.set_title(f"{recipe}, {data.seeds},\nweight decay {data.weight_decay:g}, {reach}", fontsize=9)
             axes.set(xscale="log", xlim=(1, end), xlabel="optimisation step", ylim=(0, 1.04), ylabel="")
         panels[0, 0].set_ylabel("accuracy")
     return _shown_once(figure)
@@ -416,7 +418,7 @@ def _seed(data: Study, member: int) -> int:
 
 
 def _headed(figure: Figure, data: Study, more: str = "") -> None:
-    figure.suptitle(data.label + (f"\n{more}" if more else ""), fontsize=9, color="0.25")
+    figure.suptitle(textwrap.fill(data.label, 100) + (f"\n{more}" if more else ""), fontsize=9, color="0.25")
 
 
 def _stack(count: int, data: Study) -> tuple[Figure, list[Axes]]:

@@ -19,6 +19,7 @@ __all__ = [
     "LARGEST_WEIGHTS",
     "L2_NORM",
     "MODULAR_ACCURACY",
+    "MODULAR_MATRICES",
     "MODULAR_TABLE",
     "MODULAR_TRAPS",
     "PHASES",
@@ -183,6 +184,12 @@ _MODULAR = "P2 (Appendix H) and P3 (Appendix A.3): one transformer layer on modu
 _MODULAR_CAVEAT = (
     "Optimiser, weight decay, training fraction and steps are not stated; the spread is over sampled checkpoints of a phase."
 )
+
+#: The transformer's matrices as P2 and P3 name them, and as ours are called.
+MODULAR_MATRICES = {
+    "embed": "embed", "W_Q": "q_proj", "W_K": "k_proj", "W_V": "v_proj", "out_proj": "out_proj", "fc1": "fc1",
+    "fc2": "fc2", "unembed": "unembed",
+}  # fmt: skip
 
 #: Alpha of each matrix, then the mean.
 MODULAR_TABLE = Table(

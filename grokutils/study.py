@@ -26,6 +26,7 @@ from .paths import results_dir
 from .phases import LAYER_CONTROLS, NETWORK_CONTROLS, Phases, find_phases
 from .published import PHASES
 from .record import Record, load_record
+from .spectra import MIN_EIGENVALUES
 
 __all__ = ["NAMES", "PROGRESS_MEASURES", "Study", "study"]
 
@@ -134,8 +135,9 @@ class Study:
     @cached_property
     def layers(self) -> list[str]:
         """The layers that the papers follow: all of a perceptron's but the last, all matrices of another
-        model."""
-        found = list(dict.fromkeys(self.diagnostics.layer))
+        model that are large enough for a fit of alpha."""
+        sizes = self.diagnostics.groupby("layer", sort=False)[["rows", "columns"]].first().min(axis=1)
+        found = sizes.index[sizes >= MIN_EIGENVALUES].tolist() or sizes.index.tolist()
         return found[:-1] if self.config.model == "mlp" and len(found) > 1 else found
 
     # -- phases ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ OVERRIDES = {
     "04_traps.ipynb": "",
     "05_baselines.ipynb": "",
     "06_weight_decay.ipynb": "",
+    "07_modular_addition.ipynb": "steps = 300",
     "claims.ipynb": "",
     "explorer.ipynb": "",
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from grokutils import RunConfig, impossible, train
-from grokutils.claims import CLAIMS, MODULAR, REFERENCE, TOPICS, judge, main, table, with_run, write
+from grokutils.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with_run, write
 from grokutils.claims_page import details, overview, records, rule
 from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, read
 from grokutils.findings import (
@@ -35,7 +35,7 @@ from grokutils.findings import (
 )
 from grokutils.judging import RULE, VERDICTS, Claim, Part, Range, judge_claim
 from grokutils.phases import LAYER_CONTROLS, NETWORK_CONTROLS
-from grokutils.published import PHASES
+from grokutils.published import MODULAR_MATRICES, PHASES
 from grokutils.record import RecordError
 from grokutils.schedule import log_spaced
 from grokutils.study import Study
@@ -86,7 +86,7 @@ def run(*stories: Story, recipe: str = "express", decay: float = 0.0, until: flo
     measured, saved = (np.array([s for s in log_spaced(horizon, k) if s <= until * horizon]) for k in (40, 10))
     layers = [("fc1", "fc1", "traps1"), ("fc2", "fc2", "traps2"), ("fc3", "fc1", "traps2")]
     if recipe == "modular":
-        layers = [(name, "other", "traps") for name in MODULAR.values()]
+        layers = [(name, "other", "traps") for name in MODULAR_MATRICES.values()]
     frames = {"metrics": [], "diagnostics": [], "baselines": []}
     for member, story in enumerate(stories):
         for name, rows in _frames(member, story, horizon, measured, saved, layers, decay).items():
@@ -235,6 +235,9 @@ CASES = {
         (but(learnt=0.5, best=0.6, end=0.6, train_end=0.9, learnt_at=0.09),),
     ],
     "modular-alpha": [(S,), (but(other=(4.1, 2.0, 1.2)),), (but(other=(8.0, 8.0, 8.0)),)],
+    "modular-opposite": [
+        (S,), (but(other=(4.1, 2.0, 1.2)),), (but(other=(8.0, 8.0, 8.0), fc1=(5.0, 4.0, 3.0), fc2=(5.0, 4.0, 3.0)),),
+    ],
     "modular-traps": [(S,), (but(traps=(1, 1, 5)),), (but(traps=(9, 9, 20)),)],
 }  # fmt: skip
 
@@ -242,6 +245,8 @@ CASES = {
 def judged_on(claim: Claim, *stories, **options):
     key = "modular" if claim.needs == ("modular",) else "wd0"
     named = dict(zip([key, "wd001"], stories, strict=False))
+    if claim.needs == ("wd0", "modular"):
+        named["modular"] = stories[0] if stories else S
     return judge_claim(claim, records_of(**named, **options))
 
 

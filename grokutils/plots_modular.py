@@ -1,0 +1,124 @@
+"""Figures of the transformer that learns modular addition, in the style of `grokutils.plots_spectra`.
+
+>>> from grokutils.study import study
+>>> matrix_curves("alpha", study("results/modular-wd1"))             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from .modular import attention_kernels, embedding_spectrum, key_frequencies
+from .plots import _shown_once, phase_tints, style
+from .plots_spectra import _WIDTH, _alpha_axis, _headed, _series
+from .published import MODULAR_MATRICES
+from .study import Study
+from .tables import TRAPPED_FROM
+
+__all__ = ["embedding_panels", "kernel_curves", "matrix_curves"]
+
+# By the order in which runs are given; the first is the one that the tints are of.
+_RUNS = ("#1845fb", "#ff5e02", "#8a8a3c")
+
+
+def matrix_curves(column: str, *studies: Study) -> Figure:
+    """``alpha`` or ``traps`` of each of the eight matrices over steps, a line per run.
+
+    >>> matrix_curves("traps", study("results/modular-wd1"), study("results/modular-wd0"))     # doctest: +SKIP
+
+    Raises
+    ------
+    ValueError : another column, or no run.
+    """
+    if column not in ("alpha", "traps"):
+        raise ValueError(f"column must be 'alpha' or 'traps'; got {column!r}.")
+    if not studies:
+        raise ValueError("studies must hold at least one run; got none.")
+    with style():
+        figure, grid = plt.subplots(4, 2, figsize=(_WIDTH, 7.6), sharex=True, sharey=True)
+        for axes, (theirs, ours) in zip(grid.ravel(), MODULAR_MATRICES.items(), strict=True):
+            for data, color in zip(studies, _RUNS, strict=False):
+                own = data.diagnostics[data.diagnostics.layer == ours]
+                _series(axes, own, column, color, label=f"weight decay {data.weight_decay:g}")
+            phase_tints(axes, studies[0].phases, studies[0].step, labels=False)
+            axes.set_title(theirs, fontsize=9)
+        grid[0, 0].set(xscale="log", xlim=(1, max(10, *(data.step for data in studies))))
+        if column == "alpha":
+            _alpha_axis(*grid.ravel())
+            for axes in grid[:, 0]:
+                axes.set_ylabel("α")
+        else:
+            grid[0, 0].set_ylim(0, None)
+            for axes in grid.ravel():
+                axes.axhline(TRAPPED_FROM, color="0.35", ls=":", lw=1)
+            for axes in grid[:, 0]:
+                axes.set_ylabel("traps")
+        for axes in grid[-1]:
+            axes.set_xlabel("optimisation step")
+        if len(studies) > 1:
+            grid[0, 1].legend(frameon=False, fontsize=8, loc="upper left")
+        said = "\n".join(textwrap.fill(data.label, 100) for data in studies)
+        figure.suptitle(said, fontsize=9, color="0.25")
+    return _shown_once(figure)
+
+
+def embedding_panels(data: Study, member: int | None = None) -> Figure:
+    """Share of the number embedding's variance at each frequency, where the phases are read (of the steps whose
+    weights were kept, the nearest); key frequencies are named.
+
+    >>> embedding_panels(study("results/modular-wd1"))               # doctest: +SKIP
+    """
+    member = data.members[0] if member is None else member
+    steps = data.kept_steps(member)
+    with style():
+        figure, panels = plt.subplots(
+            len(steps), 1, figsize=(_WIDTH, 0.9 + 1.5 * len(steps)), sharex=True, squeeze=False
+        )
+        for axes, step in zip(panels[:, 0], steps, strict=True):
+            spectrum = embedding_spectrum(data.record.weights(step, member)["embed.weight"][: data.config.p])
+            keys = key_frequencies(spectrum)
+            k = np.arange(1, spectrum.size + 1)
+            axes.bar(k, spectrum, color=["#1845fb" if i in keys else "#b8c4d6" for i in k])
+            axes.axhline(1 / spectrum.size, color="0.35", ls=":", lw=1)
+            for i in keys:
+                axes.annotate(f"{i}", (i, spectrum[i - 1]), ha="center", va="bottom", fontsize=8)
+            at = data.metrics[(data.metrics.member == member) & (data.metrics.step <= step)].iloc[-1]
+            said = f"step {step:,}: test accuracy {at.test_accuracy:.2f}, {len(keys)} key frequencies"
+            axes.set_title(said, fontsize=9)
+            axes.set(ylabel="share of\nthe variance", ylim=(0, 1.25 * spectrum.max()))
+        panels[-1, 0].set_xlabel("frequency k of cos and sin (2πkn / p) over the numbers n")
+        _headed(figure, data)
+    return _shown_once(figure)
+
+
+def kernel_curves(*studies: Study) -> Figure:
+    """Largest singular value of each head's attention kernel at the steps whose weights were kept.
+
+    >>> kernel_curves(study("results/modular-wd1"))                  # doctest: +SKIP
+    """
+    with style():
+        figure, panels = plt.subplots(1, len(studies), figsize=(_WIDTH, 3.0), sharey=True, squeeze=False)
+        for axes, data in zip(panels[0], studies, strict=True):
+            found = dict(_kernels(data))
+            steps = np.maximum(list(found), 1)
+            lines = axes.plot(steps, np.stack(list(found.values())), "o-", ms=3, lw=1.4)
+            for head, line in enumerate(lines):
+                axes.annotate(f"head {head}", (steps[-1], line.get_ydata()[-1]), xytext=(4, 0),
+                              textcoords="offset points", color=line.get_color(), va="center", fontsize=8)  # fmt: skip
+            phase_tints(axes, data.phases, data.step, labels=False)
+            reach = f"to step {data.step:,}"
+            axes.set_title(f"weight decay {data.weight_decay:g}, {data.seeds}, {reach}", fontsize=9)
+            axes.set(xscale="log", yscale="log", xlabel="optimisation step", xlim=(0.9, max(10, data.step)))
+        panels[0, 0].set_ylabel("largest singular value of\n" r"$W_Q^\top W_K / \sqrt{d_{head}}$")
+    return _shown_once(figure)
+
+
+def _kernels(data: Study) -> Iterator[tuple[int, np.ndarray]]:
+    for step in data.record.steps_saved:
+        weights: Mapping[str, np.ndarray] = data.record.weights(step, data.members[0])
+        yield step, attention_kernels(weights["q_proj.weight"], weights["k_proj.weight"], data.config.n_heads)
