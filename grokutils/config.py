@@ -90,6 +90,12 @@ class RunConfig:
     )
     learning_rate: float = _spec(5e-4, "AdamW learning rate", low=0, high=10, open_low=True, symbol="lr")
     weight_decay: float = _spec(0.0, "AdamW decoupled weight decay", low=0, high=10, symbol="wd")
+    optimizer: str = _spec(
+        "adamw",
+        "'adamw'; 'amsgrad': its variant that divides by the largest second moment so far; 'sgd': plain "
+        "momentum, of size beta 1",
+        choices=("adamw", "amsgrad", "sgd"),
+    )
     beta1: float = _spec(0.9, "AdamW beta 1", low=0, high=0.999999)
     beta2: float = _spec(0.999, "AdamW beta 2", low=0, high=0.99999999)
     eps: float = _spec(1e-8, "AdamW epsilon", low=0, high=1, open_low=True)
@@ -103,6 +109,7 @@ class RunConfig:
     steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
     dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
     seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
+    intervention: str = _spec("", "hooks of the training loop and the record it was forked from; set by `train`")
     members: tuple[Member, ...] | None = field(
         default=None,
         metadata=dict(help="several (seed, weight decay) networks trained side by side"),
@@ -214,10 +221,10 @@ class RunConfig:
         else:
             parts = [self.recipe_name, f"{len(self.members)}members"]
         base = RunConfig.recipe(self.recipe_name)
-        aside = {"recipe_name", "weight_decay", "seed", "steps", "members"}
+        aside = {"recipe_name", "weight_decay", "seed", "steps", "members", "intervention"}
         changed = {n: v for n in _FIELDS if n not in aside and (v := getattr(self, n)) != getattr(base, n)}
         parts += [f"{n}={_short(v)}" for n, v in changed.items()]
-        if self.members is not None:
+        if self.members is not None or self.intervention:
             parts.append(self.identity[:8])
         name = "-".join(parts)
         # file systems take 255 bytes
@@ -256,7 +263,7 @@ class RunConfig:
         return [
             (name, getattr(self, name), spec["help"])
             for name, spec in _FIELDS.items()
-            if spec.get("only") in (None, self.model)
+            if spec.get("only") in (None, self.model) and (name != "intervention" or self.intervention)
         ]
 
 
@@ -265,6 +272,8 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig)}
 _TYPES = {
     f.name: type(f.default) for f in dataclasses.fields(RunConfig) if f.name != "members"
 }
+# Fields that are not one plain value that a user gives.
+_NOT_SET = ("members", "intervention")
 _LONG_NAME = {s["symbol"]: n for n, s in _FIELDS.items() if s.get("symbol")}
 
 # What each recipe changes of the defaults above.
@@ -323,25 +332,25 @@ def _allowed(name: str) -> str:
     """What a field may be, in words."""
     spec, kind = _FIELDS[name], _TYPES[name]
     if kind is str:
-        return "one of " + ", ".join(map(repr, spec["choices"]))
+        return "one of " + ", ".join(map(repr, spec["choices"])) if spec["choices"] else "text"
     limit = f"greater than {spec['low']:,}" if spec["open_low"] else f"of at least {spec['low']:,}"
     limit += "" if spec["high"] is None else f" and at most {spec['high']:,}"
     return f"{'a whole number' if kind is int else 'a number'} {limit}"
 
 
 def hyperparameters() -> list[tuple[str, str, str]]:
-    """(name, meaning, what it may be) of every field but `members`, whatever the model.
+    """(name, meaning, what it may be) of every field one may set but `members`, whatever the model.
 
     >>> hyperparameters()[0][0]
     'recipe_name'
     """
-    return [(name, spec["help"], _allowed(name)) for name, spec in _FIELDS.items() if name != "members"]
+    return [(name, spec["help"], _allowed(name)) for name, spec in _FIELDS.items() if name not in _NOT_SET]
 
 
 def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
-        if not isinstance(value, str) or value not in spec["choices"]:
+        if not isinstance(value, str) or (spec["choices"] and value not in spec["choices"]):
             raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
         return value
     number = _number(value, kind)

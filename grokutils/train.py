@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import measure, models, paths, record, schedule
+from . import forks, measure, models, paths, record, schedule
 from ._progress import tqdm
 from .config import ConfigError, RunConfig
+from .hooks import Hook, check_hooks
 from .record import Record, RecordError
 
 __all__ = ["TrainingDiverged", "TrainingInterrupted", "train"]
@@ -53,6 +54,11 @@ def train(
     measures_per_decade: int = schedule.MEASURES_PER_DECADE,
     saves_per_decade: int = schedule.SAVES_PER_DECADE,
     autosave: float = 60.0,
+    start_from: Record | None = None,
+    step: int | Sequence[int] | None = None,
+    member: int | Sequence[int] = 0,
+    edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Record:
     """Train a run, or go on with it where it stopped.
 
@@ -70,19 +76,38 @@ def train(
     progress : show a progress bar with speed, time left and current accuracies.
     measures_per_decade, saves_per_decade : how densely to measure and to save weights, in log steps.
     autosave : save the resumable state at least this often, in seconds, whatever the schedule.
+    start_from : fork a record: begin with its weights at a saved `step` (default: its last) of `member`. A run of
+        several members may begin each from its own: then these two are lists, or one for all. The optimiser's
+        moments begin at zero and steps count from 0, so that the control of an edited fork is one without
+        `edit`.
+    edit : changes the weights that a fork begins with: it takes and returns those of one member, by their
+        `torch.nn` names.
+    hooks : what is done between the steps (`grokutils.hooks`).
 
     Returns
     -------
-    Record
+    Record. Hooks and the origin of a fork make it another run (``config.intervention`` says which): to go on with
+    it one must give them again.
 
     Raises
     ------
+    ConfigError : an option without meaning, or a hook that does not fit the model.
+    ValueError : a step or a member that `start_from` has not got, or weights that do not fit the model.
     RecordError : `out` holds another run or a damaged one, is in use, or cannot be written.
     TrainingDiverged : no member is finite any more.
     TrainingInterrupted : SIGINT or SIGTERM; the state was saved first.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config must be a RunConfig; got {type(config).__name__}.")
+    hooks = check_hooks(hooks)
+    origin = forks.origin(config, start_from, step, member, edit)
+    says = ([origin.says] if origin else []) + [hook.identity for hook in hooks]
+    if config.intervention not in ("", "; ".join(says)):
+        raise ConfigError(
+            "config is that of a run with hooks, or of a fork; give the same start_from and hooks again, "
+            'or go without them with config.replace(intervention="").'
+        )
+    config = config.replace(intervention="; ".join(says))
     folder = paths.run_dir(config.name if out is None else out)
     device_ = _device(device)
     with record.locked(folder):
@@ -92,6 +117,7 @@ def train(
         threads = _threads(threads, previous, config)
         with _torch_settings(threads):
             run = _Run(config, folder, device_, threads, measures_per_decade, saves_per_decade, autosave)
+            run.begin(origin, hooks)
             run.go(previous, progress)
     return Record(folder)
 
@@ -113,8 +139,18 @@ class _Run:
         self.state_step: int | None = None
         self.diverged: dict[str, int] = {}
 
-    def go(self, previous: dict[str, Any] | None, progress: bool) -> None:
+    def begin(self, origin: forks.Origin | None, hooks: Sequence[Hook]) -> None:
+        """The weights to start from, and what is done to them on the way."""
+        self.origin, self.hooks = origin, hooks
+        if hooks:
+            self.model.without_shortcuts()
         self.model.init()
+        if origin is not None:
+            self.model.load_weights(origin.weights)
+        for hook in hooks:
+            hook.begin(self.model)
+
+    def go(self, previous: dict[str, Any] | None, progress: bool) -> None:
         self._resume(previous)
         self.sessions = list((previous or {}).get("sessions", []))
         self.started_at, self.began_at = time.monotonic(), self.step
@@ -134,8 +170,11 @@ class _Run:
                 upcoming = events[bisect.bisect_right(events, self.step)]
                 count = min(chunk, upcoming - self.step)
                 began = time.monotonic()
-                self.model.step(self.step, count)
-                self.step += count
+                if self.hooks:
+                    count = self._hooked(count)
+                else:
+                    self.model.step(self.step, count)
+                    self.step += count
                 now = time.monotonic()
                 # as many steps as fit into the patience, growing gently while the clock is being learnt
                 chunk = max(1, min(2 * chunk, int(count * _PATIENCE / max(now - began, 1e-6))))
@@ -152,6 +191,19 @@ class _Run:
                         f"{name} at step {self.step:,}: the state is saved in {self.folder}; "
                         "run the same command to go on."
                     )
+
+    def _hooked(self, count: int) -> int:
+        """Take steps, `count` at most, as far as the next call of a hook."""
+        count = min(count, *(hook.next_call(self.step) - self.step for hook in self.hooks))
+        for hook in self.hooks:
+            if hook.is_due(self.step):
+                hook.before(self.step, self.model)
+        self.model.step(self.step, count)
+        self.step += count
+        for hook in self.hooks:
+            if hook.is_due(self.step) and self.step > hook.first:
+                hook.after(self.step, self.model)
+        return count
 
     # -- at a scheduled step ---------------------------------------------------------------------------------
 
@@ -213,6 +265,8 @@ class _Run:
         record.write_parquet(self.folder / "metrics.parquet", pd.DataFrame(self.rows))
         record.write_json(self.folder / "provenance.json", self._provenance())
         state = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
+        for index, hook in enumerate(self.hooks):
+            state.update({f"hook{index}/{name}": array for name, array in hook.state().items()})
         metadata = {"identity": self.config.identity, "step": str(self.step)}
         record.write_tensors(self.folder / "state.safetensors", state, metadata)
         self.state_step = self.step
@@ -223,10 +277,16 @@ class _Run:
             "wall_s": round(time.monotonic() - self.started_at, 3), "threads": self.threads,
             "device": _hardware(self.device), "versions": _versions(), "commit": _commit(),
         }  # fmt: skip
+        changed = {}
+        if self.origin is not None:
+            changed["origin"] = self.origin.provenance
+        if self.hooks:
+            changed["hooks"] = [hook.identity for hook in self.hooks]
         return {
             "step": self.step,
             "complete": self.step == self.config.steps,
             "identity": self.config.identity,
+            **changed,
             "data": self.model.data_summary(),
             "diverged": self.diverged,
             "sessions": [*self.sessions, session],
@@ -248,6 +308,9 @@ class _Run:
         try:
             step = int(metadata["step"])
             self.model.load_state_dict({k: torch.from_numpy(a) for k, a in arrays.items()}, step)
+            for index, hook in enumerate(self.hooks):
+                own = f"hook{index}/"
+                hook.load_state({k.removeprefix(own): a for k, a in arrays.items() if k.startswith(own)})
         except (KeyError, ValueError) as error:
             raise RecordError(f"{path} is not a state of this run ({error}).") from None
         self.step = self.state_step = step
@@ -275,11 +338,17 @@ def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     if there.config.identity != config.identity:
         mine, theirs = config.to_dict(), there.config.to_dict()
         differ = [k for k in mine if k not in ("steps", "recipe_name") and mine[k] != theirs[k]]
-        what = ", ".join(f"{k} {theirs[k]!r} instead of {mine[k]!r}" for k in differ)
+        what = ", ".join(f"{k} {_short(theirs[k])} instead of {_short(mine[k])}" for k in differ)
         raise RecordError(f"{folder} holds another run ({what}); choose another out.")
     if not (folder / "provenance.json").is_file() and not (folder / "state.safetensors").is_file():
         return None  # cut off before its first save
     return there.provenance
+
+
+def _short(value: Any) -> str:
+    """A value as it goes into a message: never a page."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _contains(ascending: list[int], value: int) -> bool:

@@ -19,7 +19,7 @@ from grokutils.config import MAX_STEPS, RECIPES, Member
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 INTEGERS = [n for n, f in FIELDS.items() if type(f.default) is int]
 FLOATS = [n for n, f in FIELDS.items() if type(f.default) is float]
-CHOICES = [n for n, f in FIELDS.items() if type(f.default) is str]
+CHOICES = [n for n, f in FIELDS.items() if f.metadata.get("choices")]
 
 
 def refusal(**values) -> str:
@@ -36,7 +36,7 @@ def test_examples_in_docstrings():
 
 
 def test_every_field_is_of_a_kind_tested_here():
-    assert set(INTEGERS + FLOATS + CHOICES) | {"members"} == set(FIELDS)
+    assert set(INTEGERS + FLOATS + CHOICES) | {"members", "intervention"} == set(FIELDS)
     assert INTEGERS and FLOATS and CHOICES
 
 
@@ -56,6 +56,7 @@ def test_the_paper_recipe_is_table_3():
         "init_scale": 8.0,
         "learning_rate": 5e-4,
         "weight_decay": 0.0,
+        "optimizer": "adamw",
         "beta1": 0.9,
         "beta2": 0.999,
         "eps": 1e-8,
@@ -84,6 +85,7 @@ def test_the_modular_recipe_is_the_published_notebook():
         "init_scale": 1.0,
         "learning_rate": 1e-3,
         "weight_decay": 1.0,
+        "optimizer": "adamw",
         "beta1": 0.9,
         "beta2": 0.98,
         "eps": 1e-8,
@@ -356,6 +358,8 @@ def configs(draw) -> RunConfig:
         beta1=floats(0, 0.999999),
         beta2=floats(0, 0.99999999),
         eps=floats(0, 1, exclude_min=True),
+        optimizer=st.sampled_from(["adamw", "amsgrad", "sgd"]),
+        intervention=st.sampled_from(["", "clip(k=4)"]),
         batch_order=st.sampled_from(["fixed", "reshuffle"]),
         steps=st.integers(1, MAX_STEPS),
         dtype=st.sampled_from(["float64", "float32"]),
@@ -374,8 +378,16 @@ def test_a_configuration_survives_json(config):
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and hash(again) == hash(config)
     assert again.name == config.name and again.identity == config.identity
-    aside = "transformer" if config.model == "mlp" else "mlp"
-    assert [name for name, _, _ in config.describe()] == [n for n, f in FIELDS.items() if f.metadata.get("only") != aside]
+    aside = {"transformer" if config.model == "mlp" else "mlp"}
+    shown = [n for n, f in FIELDS.items() if f.metadata.get("only") not in aside]
+    if not config.intervention:  # nothing to say
+        shown.remove("intervention")
+    assert [name for name, _, _ in config.describe()] == shown
+
+
+@pytest.mark.parametrize("value", [None, 5, True, b"clip", ["clip"]], ids=repr)
+def test_an_intervention_is_text(value):
+    assert refusal(intervention=value) == f"intervention must be text; got {value!r}."
 
 
 @given(configs(), st.integers(1, MAX_STEPS))

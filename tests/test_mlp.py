@@ -22,15 +22,24 @@ def reference(config: RunConfig, member: int, batches: list[np.ndarray]) -> torc
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(config.init_scale)
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps,
-        weight_decay=network.weight_decay,
-    )  # fmt: skip
+    lr = config.learning_rate
+    if config.optimizer == "sgd":  # torch's decay is not decoupled, so ours is done by hand
+        optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=config.beta1)
+        shrink = 1 - lr * network.weight_decay
+    else:
+        optimiser = torch.optim.AdamW(
+            net.parameters(), lr=lr, betas=(config.beta1, config.beta2), eps=config.eps,
+            weight_decay=network.weight_decay, amsgrad=config.optimizer == "amsgrad",
+        )  # fmt: skip
+        shrink = 1.0
     x = torch.from_numpy(dataset.x_train)
     y = torch.nn.functional.one_hot(torch.from_numpy(dataset.y_train), 10).double()
     for chosen in batches:
         optimiser.zero_grad()
         torch.nn.functional.mse_loss(net(x[chosen]), y[chosen]).backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.mul_(shrink)
         optimiser.step()
     return net
 
@@ -53,6 +62,10 @@ CASES = {
     "deeper, narrower": express(depth=5, width=17, batch_size=80),
     "two layers": express(depth=2, wd=0.5),
     "other AdamW": express(beta1=0.8, beta2=0.99, eps=1e-4, lr=1e-3),
+    "AMSGrad": express(optimizer="amsgrad", batch_size=40, wd=0.01),
+    "SGD with momentum": express(optimizer="sgd", lr=1e-3, wd=0.1, init_scale=1),
+    "SGD, decays side by side": express(optimizer="sgd", lr=1e-3, init_scale=1).ensemble([0], [0.0, 0.5]),
+    "AMSGrad, decays side by side": express(optimizer="amsgrad").ensemble([0], [0.0, 0.1]),
     "seeds side by side": express(batch_size=40).ensemble([0, 1, 2]),
     "seeds and decays side by side": express(batch_size=40, batch_order="reshuffle").ensemble([3, 4], [0.0, 0.1]),
 }

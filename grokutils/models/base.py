@@ -1,4 +1,4 @@
-"""What all models share: one flat parameter vector, a fused AdamW over it, and the CUDA graph.
+"""What all models share: one flat parameter vector, the optimiser over it, and the CUDA graph.
 
 All parameters of all members lie in one tensor, so that the optimiser is a single kernel and a
 resumable state is three vectors. A subclass names its parameters' shapes and writes `gradients`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,19 +75,37 @@ class Model(abc.ABC):
         else:
             for number in range(start, start + count):
                 self.gradients(self.batch(number))
-                self._adamw()
+                self._update()
 
     def finite(self) -> np.ndarray:
         """Which members hold no NaN or infinity: bool, (members,)."""
         return torch.isfinite(self._flat).all(dim=1).cpu().numpy()
 
+    def load_weights(self, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """The inverse of `weights`: start every member from parameters by their `torch.nn` names. The
+        optimiser's moments are left as they are.
+
+        Raises
+        ------
+        ValueError : not as many members, or names or shapes that are not this model's.
+        """
+        if len(weights) != self.members:
+            raise ValueError(f"weights must be those of {self.members} member(s); got {len(weights)}.")
+        for member, arrays in enumerate(weights):
+            views = self.member_view(self.params, member)
+            if set(arrays) != set(views):
+                odd = ", ".join(sorted(set(arrays) ^ set(views)))
+                raise ValueError(f"weights must be named as this model's parameters are; {odd} differ.")
+            for name, view in views.items():
+                view.copy_(_checked_array(name, arrays[name], tuple(view.shape)))
+
+    def without_shortcuts(self) -> None:  # noqa: B027  (most models have none)
+        """Make every parameter take part in the arithmetic, before `init`: somebody is going to change them
+        between the steps. Models that leave parameters out override this."""
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a later process needs to go on bit for bit, but the number of steps taken."""
-        return {
-            "parameters": self._flat.cpu(),
-            "exp_avg": self._exp_avg.cpu(),
-            "exp_avg_sq": self._exp_avg_sq.cpu(),
-        }
+        return {name: tensor.cpu() for name, tensor in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor], steps_taken: int) -> None:
         """The inverse of `state_dict`.
@@ -96,7 +114,7 @@ class Model(abc.ABC):
         ------
         ValueError : names, shapes or types that are not this model's.
         """
-        mine = {"parameters": self._flat, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+        mine = self._state
         for name, tensor in mine.items():
             found = state.get(name)
             if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
@@ -134,37 +152,57 @@ class Model(abc.ABC):
             size += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
         zeros = lambda: torch.zeros(self.members, size, dtype=self.dtype, device=self.device)  # noqa: E731
         self._flat, self._grad, self._exp_avg, self._exp_avg_sq = zeros(), zeros(), zeros(), zeros()
+        self._state = {"parameters": self._flat, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+        if self.config.optimizer == "amsgrad":
+            self._state["max_exp_avg_sq"] = zeros()
         # the optimiser's kernel wants float32 on CUDA: exact up to the largest `steps` allowed
         self._steps_taken = torch.zeros((), dtype=torch.float32, device=self.device)
 
-        def views(flat: torch.Tensor) -> dict[str, torch.Tensor]:
-            out = {}
-            for name, shape in self.shapes.items():
-                part = flat[:, offsets[name] : offsets[name] + math.prod(shape)]
-                out[name] = part.view(self.members, *shape) if self.members > 1 else part.view(*shape)
-            return out
-
-        self.params, self.grads = views(self._flat), views(self._grad)
+        self._offsets = offsets
+        self.params, self.grads = self.views(self._flat), self.views(self._grad)
         decays = [m.weight_decay for m in self.config.networks]
         same = len(set(decays)) == 1
         self._fused_decay = decays[0] if same else 0.0
         shrink = [[1.0 - self.config.learning_rate * d] for d in decays]
         self._shrink = None if same else torch.tensor(shrink, dtype=self.dtype, device=self.device)
 
+    @property
+    def flat(self) -> torch.Tensor:
+        """All parameters, (members, size), with some unused entries between them; `params` are its views."""
+        return self._flat
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of a tensor shaped like `flat` that belong to the parameters, as `params` has them."""
+        out = {}
+        for name, shape in self.shapes.items():
+            part = flat[:, self._offsets[name] : self._offsets[name] + math.prod(shape)]
+            out[name] = part.view(self.members, *shape) if self.members > 1 else part.view(*shape)
+        return out
+
     def member_view(self, tensors: Mapping[str, torch.Tensor], member: int) -> dict[str, torch.Tensor]:
         """The tensors of one member, without the member axis."""
         return {k: (t[member] if self.members > 1 else t) for k, t in tensors.items()}
 
-    def _adamw(self) -> None:
-        """One AdamW step (Loshchilov and Hutter 2019, as `torch.optim.AdamW` computes it) on everything."""
+    def _update(self) -> None:
+        """One step of the optimiser on everything: AdamW (Loshchilov and Hutter 2019) with or without AMSGrad
+        (Reddi, Kale and Kumar 2018), as `torch.optim.AdamW` computes them, or momentum as `torch.optim.SGD`
+        does. Decay is decoupled from the gradient in all three."""
         c = self.config
         if self._shrink is not None:  # decays differ between members: shrink first, then plain Adam
             self._flat.mul_(self._shrink)
         self._steps_taken.add_(1)
+        if c.optimizer == "sgd":
+            if self._fused_decay:
+                self._flat.mul_(1.0 - c.learning_rate * self._fused_decay)
+            self._exp_avg.mul_(c.beta1).add_(self._grad)
+            self._flat.add_(self._exp_avg, alpha=-c.learning_rate)
+            return
+        amsgrad = c.optimizer == "amsgrad"
         torch._fused_adamw_(
-            [self._flat], [self._grad], [self._exp_avg], [self._exp_avg_sq], [], [self._steps_taken],
+            [self._flat], [self._grad], [self._exp_avg], [self._exp_avg_sq],
+            [self._state["max_exp_avg_sq"]] if amsgrad else [], [self._steps_taken],
             lr=c.learning_rate, beta1=c.beta1, beta2=c.beta2, weight_decay=self._fused_decay, eps=c.eps,
-            amsgrad=False, maximize=False,
+            amsgrad=amsgrad, maximize=False,
         )  # fmt: skip
 
     # -- CUDA: many steps in one graph ------------------------------------------------------------------
@@ -193,7 +231,7 @@ class Model(abc.ABC):
             def steps() -> None:
                 for k in range(size):
                     self.gradients(self.gathered(None if indices is None else indices[k]))
-                    self._adamw()
+                    self._update()
 
             # a few steps outside the graph make the libraries allocate what they need; then undo them
             before = {k: v.clone() for k, v in self.state_dict().items()}
@@ -209,3 +247,10 @@ class Model(abc.ABC):
             self.load_state_dict({k: v.to(self.device) for k, v in before.items()}, taken)
             graphs[size] = graph, indices
         return graphs[size]
+
+
+def _checked_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    array = np.asarray(array)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise ValueError(f"{name} must be floating-point numbers of shape {shape}; got {array.dtype} {array.shape}.")
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 
 from .. import data
 from ..config import RunConfig
-from .base import Model
+from .base import Model, _checked_array
 
 __all__ = ["MLP"]
 
@@ -55,12 +55,20 @@ class MLP(Model):
 
     def __init__(self, config: RunConfig, device: torch.device):
         super().__init__(config, device)
+        self._prepare(all_pixels=False)
+
+    def without_shortcuts(self) -> None:
+        self._prepare(all_pixels=True)
+
+    def _prepare(self, all_pixels: bool) -> None:
+        config, device = self.config, self.device
         self._data = [data.load(config, member.seed) for member in config.networks]
         x = np.stack([d.x_train for d in self._data])
         used = (x != 0).sum(axis=(0, 1))
         # most used first; ties by position, so that the order is the same everywhere
-        self._columns = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
+        self._columns = np.argsort(-used, kind="stable")[: None if all_pixels else np.count_nonzero(used)]
         self._pixels = x.shape[2]
+        self._untrained_columns = np.setdiff1d(np.arange(self._pixels), self._columns)
         self._x = self._tensor(x[:, :, self._columns])
         self._labels = torch.from_numpy(np.stack([d.y_train for d in self._data])).to(device)
         self._y = torch.nn.functional.one_hot(self._labels, _CLASSES).to(self.dtype)
@@ -88,8 +96,7 @@ class MLP(Model):
         """PyTorch's default (uniform in +-1/sqrt(fan_in)), drawn in float64 in the order in which
         `torch.nn.Linear` draws it, times `init_scale`."""
         c = self.config
-        untrained = np.setdiff1d(np.arange(self._pixels), self._columns)
-        self._untrained_columns = untrained
+        untrained = self._untrained_columns
         self._untrained_start = []
         for member, network in enumerate(c.networks):
             generator = torch.Generator().manual_seed(network.seed)
@@ -108,6 +115,14 @@ class MLP(Model):
                 views[f"fc{layer}.weight"].copy_(weight)
                 views[f"fc{layer}.bias"].copy_(bias)
                 fan_in = fan_out
+
+    def load_weights(self, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
+        full = (self.shapes["fc1.weight"][0], self._pixels)
+        firsts = [_checked_array("fc1.weight", w["fc1.weight"], full).numpy() for w in weights if "fc1.weight" in w]
+        if len(firsts) == len(weights):  # otherwise what is missing is said below
+            weights = [{**w, "fc1.weight": f[:, self._columns]} for w, f in zip(weights, firsts, strict=True)]
+        super().load_weights(weights)
+        self._untrained_start = [first[:, self._untrained_columns] for first in firsts]
 
     def weights(self) -> list[dict[str, np.ndarray]]:
         taken = int(self._steps_taken.item())
