@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-__all__ = ["BASELINES", "DIAGNOSTICS", "LEAD_TIMES", "METRICS", "METRICS_PER_LAYER", "SPECTRA", "page"]
+__all__ = [
+    "BASELINES", "DIAGNOSTICS", "HARM", "INTERVENTIONS", "LEAD_TIMES", "METRICS", "METRICS_PER_LAYER", "REGROWTH",
+    "SPECTRA", "page",
+]  # fmt: skip
 
 _WHERE = {
     "step": "optimisation steps taken",
@@ -57,6 +60,18 @@ DIAGNOSTICS = {
     "traps_reason": "why there is no number of traps; empty if there is one",
     "verdict": "what the numbers say of the layer",
     "reason": "in words, with the numbers",
+}
+
+#: ... and with ``harmful=True``.
+HARM = {
+    "js": "Jensen–Shannon divergence of the outputs with and without the layer's largest trap, over random inputs, in nats "
+    "(0 to ln 2); matched noise is in the trap's place. NaN without a trap",
+    "js_error": "standard error of it over the inputs",
+    "js_control": "the same divergence for a random direction of the same norm",
+    "js_control_error": "standard error of that",
+    "harmful": "whether the trap does more than the random direction: the intervals, 95 % each, do not overlap; "
+    "empty where it could not be tested",
+    "harm_reason": "why not; empty if it could",
 }
 
 #: Of a record's ``metrics.parquet``, one row per measured step and member.
@@ -117,6 +132,47 @@ LEAD_TIMES = {
     "high": "... to this",
 }
 
+#: Of a record's ``interventions.parquet``, one row per kept step, member and intervention.
+INTERVENTIONS = {
+    **_WHERE,
+    "layer": "name of the layer, or `all layers`",
+    "operation": "what was done: a trap `replaced by noise` or `taken out`; or what was put in: `entry`, `entries`, "
+    "`mean`, `rank-one`",
+    "trap": "number of the trap in the first shuffle, 0 for the largest; -1 where all were taken out, or something put in",
+    "strength": "of what was put in: 1 where it would just be a trap",
+    "control": "empty for the intervention itself; `direction`: a random rank-one part of the same norm; `places`: the "
+    "same numbers added to other weights",
+    "norm": "Frobenius norm of the change",
+    "js": "Jensen–Shannon divergence of the outputs before and after, over random inputs, in nats",
+    "js_error": "its standard error",
+    "js_probes": "how many inputs it is the mean of",
+    "js_reached": "whether the error is below 2 % of the value",
+    "train_accuracy": "before the intervention, on the training set",
+    "train_change": "change of it by the intervention",
+    "train_low": "lower end of that change's 95 % bootstrap interval over the examples",
+    "train_high": "upper end of it",
+    "test_accuracy": "before the intervention, on the test set",
+    "test_change": "change of it by the intervention",
+    "test_low": "lower end of that change's 95 % bootstrap interval over the examples",
+    "test_high": "upper end of it",
+}
+
+#: Of a record's ``regrowth.parquet``, one row per saved step of a fork, member and hidden layer.
+REGROWTH = {
+    "start": "what the fork began with: the weights of each network's `best` kept step, or of the record's `last`",
+    "from_step": "that step",
+    "arm": "`nothing done`; `traps taken out`: the largest of each hidden layer; `random direction`: a rank-one part of the "
+    "same norm instead",
+    "step": "optimisation steps since the fork; 0 is the edited network",
+    **{name: _WHERE[name] for name in ("member", "seed", "weight_decay")},
+    "layer": "name of the layer",
+    "traps": DIAGNOSTICS["traps"],
+    "trap_strength": DIAGNOSTICS["trap_strength"],
+    "mean_over_std": DIAGNOSTICS["mean_over_std"],
+    "train_accuracy": "share of training examples classified correctly",
+    "test_accuracy": "share of test examples classified correctly",
+}
+
 _INTRODUCTION = """\
 <!-- Made from grokutils/columns.py, which says how; edit that. -->
 # What every column means
@@ -135,6 +191,7 @@ def page() -> str:
             "(`Monitor.history` has `step`).",
             DIAGNOSTICS,
         ),
+        "`diagnose`, with `harmful=True`": ("The columns that this adds.", HARM),
         "`metrics.parquet`": ("A row per measured step and member: `Record.metrics`.", METRICS),
         "`metrics.parquet`, each layer": (
             "Columns of one layer start with its name and an underscore: `fc1_max_abs`.", METRICS_PER_LAYER,
@@ -144,6 +201,13 @@ def page() -> str:
             SPECTRA,
         ),
         "`baselines.parquet`": ("A row per saved step and member.", BASELINES),
+        "`interventions.parquet`": (
+            "A row per kept step, member and intervention: `grokutils.intervention_study.interventions_of`.",
+            INTERVENTIONS,
+        ),
+        "`regrowth.parquet`": (
+            "A row per fork, saved step, member and hidden layer: `grokutils.regrowth.regrowth_of`.", REGROWTH,
+        ),
         "`lead_times`": ("A row per layer and signal of `grokutils.phases.lead_times(...)`.", LEAD_TIMES),
     }  # fmt: skip
     text = _INTRODUCTION
