@@ -68,3 +68,9 @@ def save(name: str, report: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path
+
+
+def load(name: str) -> dict[str, Any]:
+    """A report saved before; empty if there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,7 +1,8 @@
 """``python -m benchmarks.training``: the training step against the ways it is usually written.
 
-MNIST, float64, batches of 200, per step and member. All ways take the same steps; their equality is
-checked before anything is timed (the loop over a DataLoader apart, which draws its own batches).
+A section for each recipe; ``--recipe`` measures one of them and leaves the others in the report as they are.
+All ways of a section take the same steps; their equality is checked before anything is timed (the loop over a
+DataLoader apart, which draws its own batches).
 """
 
 from __future__ import annotations
@@ -227,24 +228,88 @@ def express(steps: int, rounds: int, members: int = 8) -> dict:
     }
 
 
+class PlainTransformer:
+    """The network in `torch.nn`, every position computed; autograd; cross-entropy in float64; AdamW."""
+
+    def __init__(self, config: RunConfig, **options):
+        dataset = data.load(config, config.seed)
+        self.net = models.as_module(config, Ours(config).model.weights()[0])
+        self.optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps,
+            weight_decay=config.weight_decay, **options,
+        )  # fmt: skip
+        self.x, self.y = torch.from_numpy(dataset.x_train), torch.from_numpy(dataset.y_train)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(self.net(self.x).double(), self.y).backward()
+            self.optimiser.step()
+
+
+def modular_difference(config: RunConfig, steps: int) -> float:
+    """Largest difference between our weights and the plain network's after some steps, in float64."""
+    ours, plain = Ours(config.replace(dtype="float64")), PlainTransformer(config.replace(dtype="float64"))
+    ours.steps(steps)
+    plain.steps(steps)
+    mine = ours.model.weights()[0]
+    worst = max(np.abs(mine[name] - p.detach().numpy()).max() for name, p in plain.net.named_parameters())
+    if not worst < 1e-9:
+        raise SystemExit(f"not the same weights after {steps} steps: they differ by {worst:g}")
+    return float(worst)
+
+
+def modular(steps: int, rounds: int, checked: int = 10, **changes) -> dict:
+    """The transformer on one thread, at its full size unless `changes` of the recipe say otherwise."""
+    torch.set_num_threads(1)
+    config = RunConfig.recipe("modular", **changes)
+    difference = modular_difference(config, checked)
+    loops = {
+        "torch.nn, autograd, AdamW": PlainTransformer(config),
+        "the same, fused AdamW": PlainTransformer(config, fused=True),
+        "grokutils": Ours(config),
+    }
+    for loop in loops.values():
+        loop.steps(2)
+    ways = {name: lambda loop=loop: _bench.timed(lambda: loop.steps(steps), steps) for name, loop in loops.items()}
+    seconds = _bench.medians(_bench.interleaved(ways, rounds))
+    first = next(iter(seconds))
+    return {
+        "microseconds": {name: 1e6 * s for name, s in seconds.items()},
+        "times faster than the plain loop": {name: seconds[first] / s for name, s in seconds.items()},
+        "p": config.p,
+        "pairs": config.train_size,
+        "largest_weight_difference": difference,
+        "checked_steps": checked,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help="steps a way takes each round (default 100)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds, of which the median counts (default 9)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the ways in one process (default 2)")
+    parser.add_argument("--recipe", choices=("paper", "express", "modular"), help="measure this one only")
     parser.add_argument("--member", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.member:
         return member(arguments.member)
     torch.set_flush_denormal(True)
-    report = {
-        "machine": _bench.machine(),
-        "paper": paper(arguments.steps, arguments.rounds, arguments.threads),
-        "express": express(10 * arguments.steps, arguments.rounds),
+    # the transformer's steps take a hundred times as long as the perceptron's
+    sections = {
+        "paper": lambda: paper(arguments.steps, arguments.rounds, arguments.threads),
+        "express": lambda: express(10 * arguments.steps, arguments.rounds),
+        "modular": lambda: modular(max(1, arguments.steps // 20), arguments.rounds),
     }
-    for recipe in ("paper", "express"):
+    chosen = [arguments.recipe] if arguments.recipe else list(sections)
+    report = _bench.load("training") if arguments.recipe else {}
+    for recipe in chosen:
+        report[recipe] = {"machine": _bench.machine()} | sections[recipe]()
+    for recipe in chosen:
         print(f"\n{recipe}")
         for name, value in report[recipe].items():
+            if name == "machine":
+                continue
             if isinstance(value, dict):
                 print(f"  {name}")
                 for way, number in value.items():
