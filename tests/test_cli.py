@@ -74,6 +74,7 @@ def test_every_hyperparameter_can_be_given(capsys, runs):
         "width": "12",
         "init-scale": "2.5",
         "lr": "1e-3",
+        "optimizer": "amsgrad",
         "beta1": "0.8",
         "beta2": "0.99",
         "eps": "1e-7",
@@ -95,6 +96,7 @@ def test_every_hyperparameter_can_be_given(capsys, runs):
         width=12,
         init_scale=2.5,
         lr=1e-3,
+        optimizer="amsgrad",
         beta1=0.8,
         beta2=0.99,
         eps=1e-7,
@@ -104,7 +106,7 @@ def test_every_hyperparameter_can_be_given(capsys, runs):
     )
     flags = outcome(capsys, "train", "--help")[1]
     for name in RunConfig().to_dict():
-        if name not in ("recipe_name", "members", "weight_decay", "learning_rate"):
+        if name not in ("recipe_name", "members", "weight_decay", "learning_rate", "intervention"):
             assert f"--{name.replace('_', '-')} " in flags
     assert all(f"--{name} " in flags for name in (*given, "quiet"))
 

@@ -59,7 +59,7 @@ def test_a_notebook_is_thin_and_clean(path):
 
 def test_every_hyperparameter_can_be_overridden():
     given = parameters(TRAIN)
-    own = {"recipe_name", "weight_decay", "steps", "seed", "members"}
+    own = {"recipe_name", "weight_decay", "steps", "seed", "members", "intervention"}  # not set by hand, or named above
     overrides = {f.name for f in dataclasses.fields(RunConfig) if f.metadata.get("only") != "transformer"} - own
     assert set(given) == overrides | {"recipe", "wd", "steps", "seed", "out", "threads", "device"}
     assert all(given[name] is None for name in overrides), "None leaves the recipe's value"
