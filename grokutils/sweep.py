@@ -1,0 +1,283 @@
+"""Many runs declared as data: a table of conditions, each the same seeds with one thing changed.
+
+>>> from grokutils import RunConfig
+>>> base = RunConfig.recipe("express", steps=2_000)
+>>> table = (Condition("plain"), Condition("slow", changes={"learning_rate": 1e-3}))
+>>> sweep(table, base, seeds=range(2), out="runs/mine", jobs=1)                   # doctest: +SKIP
+
+Each condition is one run of `grokutils.train`, its seeds side by side, in a folder of its own. A condition that cannot
+be built is refused before anything runs; a sweep that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import models, paths, record
+from ._progress import tqdm
+from .analysis import analyze_record
+from .config import ConfigError, RunConfig
+from .hooks import Hook, check_hooks
+from .record import Record, RecordError, load_record, publish
+from .train import TrainingDiverged, TrainingInterrupted, train
+
+__all__ = ["Condition", "Fork", "Outcome", "check", "config_of", "folder_of", "sweep"]
+
+# How often the progress bar looks at how far the runs are, and how often the runs say so, in seconds.
+_LOOK = 1.0
+_AUTOSAVE = 10.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing changed.
+
+    >>> Condition("gentle", changes={"eps": 1e-4}).name
+    'gentle'
+    """
+
+    #: Name of its folder: letters, digits, ``-`` and ``.``.
+    name: str
+    #: Fields of the `RunConfig`.
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    #: Of the training loop (`grokutils.hooks`).
+    hooks: tuple[Hook, ...] = ()
+    #: Whether it goes on from the weights of the `Fork`, not from the initial ones.
+    forked: bool = False
+    #: A record that holds it already, perhaps with more seeds and steps; it is not run again.
+    record: str | None = None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where forked conditions begin, and how many steps they take."""
+
+    record: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one condition."""
+
+    name: str
+    #: None if it failed; `error` says why.
+    record: Record | None
+    error: str = ""
+    #: Seeds of members whose weights became infinite or NaN; their rows are kept.
+    diverged: tuple[int, ...] = ()
+
+
+def config_of(condition: Condition, base: RunConfig, seeds: Sequence[int], fork: Fork | None = None) -> RunConfig:
+    """The configuration of a condition: one member for each seed.
+
+    Raises
+    ------
+    ConfigError : no such field, or a value without meaning; the message names the condition.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", condition.name):
+        raise ConfigError(f"a condition's name must be letters, digits, '-' and '.'; got {condition.name!r}.")
+    if condition.forked and fork is None:
+        raise ConfigError(f"condition {condition.name!r} goes on from a record: say which (`Fork`).")
+    steps = {"steps": fork.steps} if condition.forked else {}
+    try:
+        return base.replace(**{**steps, **condition.changes}).ensemble(seeds)
+    except ConfigError as error:
+        raise ConfigError(f"condition {condition.name!r}: {error}") from None
+
+
+def folder_of(out: str, condition: Condition) -> Path:
+    """Folder of a condition's record.
+
+    Raises
+    ------
+    ValueError : it would lie outside ``runs/`` and ``results/``.
+    """
+    return paths.run_dir(os.path.join(out, condition.name), confined=True)
+
+
+def check(
+    conditions: Sequence[Condition], base: RunConfig, seeds: Iterable[int], out: str, fork: Fork | None = None
+) -> None:
+    """Build every condition up to its first step, and look at what is in its folder.
+
+    Raises
+    ------
+    ConfigError : one that cannot be built, two of one name, or none; the message names the condition.
+    ValueError : an `out` that leaves its folder.
+    RecordError : a folder that holds another run.
+    """
+    seeds = list(seeds)
+    if not conditions:
+        raise ConfigError("conditions must be at least one; got none.")
+    names = [condition.name for condition in conditions]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"conditions must differ in name; {twice[0]!r} is there twice.")
+    for condition in conditions:
+        if condition.record is not None:
+            _members(condition, condition.record, seeds)
+            continue
+        config = config_of(condition, base, seeds, fork)
+        try:
+            _start(condition, fork, seeds)
+            model = models.build(config, torch.device("cpu"))
+            for hook in check_hooks(condition.hooks):
+                copy.deepcopy(hook).begin(model)
+            pickle.dumps(condition)
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"condition {condition.name!r}: {error}") from None
+        except (pickle.PicklingError, AttributeError, TypeError):
+            raise ConfigError(
+                f"condition {condition.name!r}: its hooks must be of classes that another process can import."
+            ) from None
+        folder = folder_of(out, condition)
+        if (folder / "config.json").is_file():
+            there = Record(folder).config
+            if there.replace(intervention="").identity != config.identity or there.steps != config.steps:
+                raise RecordError(
+                    f"{folder} holds another run ({len(there.networks)} seeds, {there.steps:,} steps); "
+                    "remove it, or choose another folder."
+                )
+
+
+def _members(condition: Condition, name: str, seeds: Sequence[int]) -> list[int]:
+    """Numbers of the networks of these seeds in a record."""
+    there = [network.seed for network in load_record(name).config.networks]
+    if missing := sorted(set(seeds) - set(there)):
+        raise ConfigError(f"condition {condition.name!r}: {name} has no network of seed {missing[0]}.")
+    return [there.index(seed) for seed in seeds]
+
+
+def _start(condition: Condition, fork: Fork | None, seeds: Sequence[int]) -> dict[str, Any]:
+    """What `train` is told of where a condition begins."""
+    if not condition.forked:
+        return {}
+    source = load_record(fork.record)
+    if fork.step not in source.steps_saved:
+        raise ConfigError(f"step {fork.step:,} of {fork.record} was not saved.")
+    return {"start_from": source, "step": fork.step, "member": _members(condition, fork.record, seeds)}
+
+
+def sweep(
+    conditions: Sequence[Condition],
+    base: RunConfig,
+    seeds: Iterable[int],
+    out: str,
+    fork: Fork | None = None,
+    *,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> list[Outcome]:
+    """Run, analyse and thin out every condition; what is done already is only read.
+
+    Parameters
+    ----------
+    conditions : the table
+    base : what they change
+    seeds : of the members of each, the same in all
+    out : folder of the records, under ``runs/`` or ``results/``
+    fork : where forked conditions begin
+    jobs : processes, of one thread each; default one for each core
+    progress : show a progress bar with the time left
+
+    Returns
+    -------
+    An `Outcome` of each, in the table's order. One that fails does not stop the others.
+
+    Raises
+    ------
+    ConfigError, RecordError, ValueError : as `check`, before anything runs.
+    TrainingInterrupted : SIGINT or SIGTERM; the states have been saved, and the same call goes on.
+    """
+    seeds = list(seeds)
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise ConfigError(f"jobs must be a whole number of at least 1; got {jobs!r}.")
+    check(conditions, base, seeds, out, fork)
+    todo = [condition for condition in conditions if condition.record is None]
+    found = {c.name: Outcome(c.name, load_record(c.record, base.steps)) for c in conditions if c.record is not None}
+    steps = {c.name: config_of(c, base, seeds, fork).steps for c in todo}
+    total = sum(steps.values()) * len(seeds)
+    # fresh interpreters, since a copy of this one would share its thread pools
+    pool = ProcessPoolExecutor(
+        max(1, min(jobs or os.cpu_count() or 1, len(todo))), mp_context=multiprocessing.get_context("spawn")
+    )
+    bar = tqdm(total=total, unit="step", unit_scale=True, desc=out, disable=not progress, dynamic_ncols=True)
+    try:
+        with bar:
+            pending = {pool.submit(_run, condition, base, seeds, out, fork): condition for condition in todo}
+            bar.n = bar.initial = _taken(out, todo, steps) * len(seeds)
+            while pending:
+                done, _ = wait(pending, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                for future in done:
+                    condition = pending.pop(future)
+                    found[condition.name] = _outcome(condition, future, folder_of(out, condition))
+                bar.n = _taken(out, todo, steps) * len(seeds)
+                bar.set_postfix_str(f"{len(todo) - len(pending)} of {len(todo)} conditions done")
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # each saves first
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise TrainingInterrupted(
+            f"interrupted: the states are saved in {out}; run the same command to go on."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return [found[condition.name] for condition in conditions]
+
+
+def _run(condition: Condition, base: RunConfig, seeds: Sequence[int], out: str, fork: Fork | None) -> tuple[int, ...]:
+    """Train, analyse and thin out one condition, in a process of its own; the seeds that diverged."""
+    torch.set_num_threads(1)
+    config, folder = config_of(condition, base, seeds, fork), folder_of(out, condition)
+    done = train(
+        config, folder, threads=1, progress=False, autosave=_AUTOSAVE, hooks=condition.hooks,
+        **_start(condition, fork, seeds),
+    )  # fmt: skip
+    analyze_record(done, progress=False, store=True)
+    _thin_out(done)
+    return tuple(config.networks[int(member)].seed for member in done.provenance["diverged"])
+
+
+def _thin_out(done: Record) -> None:
+    """Keep the last weights alone, and no spectra of shuffles: a sweep has many records."""
+    publish(done, done.folder, done.steps_saved[-1:])
+    path = done.folder / "spectra.parquet"
+    spectra = record.read_parquet(path)
+    if (spectra.shuffle >= 0).any():
+        kept = spectra[spectra.shuffle < 0].reset_index(drop=True)
+        kept.attrs = spectra.attrs
+        with record.locked(done.folder):
+            record.write_parquet(path, kept)
+
+
+def _outcome(condition: Condition, future: Future, folder: Path) -> Outcome:
+    try:
+        diverged = future.result()
+    except TrainingInterrupted:
+        raise KeyboardInterrupt from None
+    except (TrainingDiverged, RecordError, OSError, ValueError, MemoryError) as error:
+        return Outcome(condition.name, None, f"{type(error).__name__}: {error}")
+    return Outcome(condition.name, Record(folder), diverged=diverged)
+
+
+def _taken(out: str, conditions: Sequence[Condition], steps: Mapping[str, int]) -> int:
+    """Steps that the runs have taken, as far as their folders say."""
+    taken = 0
+    for condition in conditions:
+        try:
+            taken += min(Record(folder_of(out, condition)).step, steps[condition.name])
+        except RecordError:  # not begun
+            continue
+    return taken
