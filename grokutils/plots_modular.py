@@ -14,13 +14,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .modular import attention_kernels, embedding_spectrum, key_frequencies
-from .plots import _shown_once, phase_tints, style
+from .plots import COLORS, _shown_once, phase_tints, style
 from .plots_spectra import _WIDTH, _alpha_axis, _headed, _series
 from .published import MODULAR_MATRICES
 from .study import Study
 from .tables import TRAPPED_FROM
+from .tables_modular import mean_over_matrices
 
-__all__ = ["embedding_panels", "kernel_curves", "matrix_curves"]
+__all__ = ["embedding_panels", "kernel_curves", "matrix_curves", "seeds_by_decay"]
 
 # By the order in which runs are given; the first is the one that the tints are of.
 _RUNS = ("#1845fb", "#ff5e02", "#8a8a3c")
@@ -53,7 +54,8 @@ def matrix_curves(column: str, *studies: Study) -> Figure:
             for axes in grid[:, 0]:
                 axes.set_ylabel("α")
         else:
-            grid[0, 0].set_ylim(0, None)
+            most = max((np.max(line.get_ydata()) for axes in grid.ravel() for line in axes.lines), default=0)
+            grid[0, 0].set_ylim(0, max(1.0, 1.1 * most))
             for axes in grid.ravel():
                 axes.axhline(TRAPPED_FROM, color="0.35", ls=":", lw=1)
             for axes in grid[:, 0]:
@@ -61,9 +63,46 @@ def matrix_curves(column: str, *studies: Study) -> Figure:
         for axes in grid[-1]:
             axes.set_xlabel("optimisation step")
         if len(studies) > 1:
-            grid[0, 1].legend(frameon=False, fontsize=8, loc="upper left")
+            handles, names = grid[0, 1].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside lower center", ncols=len(studies), frameon=False, fontsize=8)
         said = "\n".join(textwrap.fill(data.label, 100) for data in studies)
         figure.suptitle(said, fontsize=9, color="0.25")
+    return _shown_once(figure)
+
+
+def seeds_by_decay(*studies: Study) -> Figure:
+    """Accuracies, and alpha and traps in the mean over the eight matrices, a column per weight decay and a line per
+    seed.
+
+    >>> seeds_by_decay(*study_each_decay("results/modular-p29"))     # doctest: +SKIP
+
+    Tints are those of the median accuracies.
+    """
+    if not studies:
+        raise ValueError("studies must hold at least one run; got none.")
+    with style():
+        figure, grid = plt.subplots(3, len(studies), figsize=(_WIDTH, 5.4), sharex=True, sharey="row", squeeze=False)
+        for column, data in zip(grid.T, studies, strict=True):
+            mean = mean_over_matrices(data)
+            for frame, axes, name, color in (
+                (data.metrics, column[0], "train_accuracy", COLORS["train"]),
+                (data.metrics, column[0], "test_accuracy", COLORS["test"]),
+                (mean, column[1], "alpha", COLORS["norm"]), (mean, column[2], "traps", COLORS["norm"]),
+            ):  # fmt: skip
+                for member in data.members:
+                    _series(axes, frame[frame.member == member], name, color, width=1.1)
+            for axes in column:
+                phase_tints(axes, data.phases, data.step, labels=False)
+            column[0].set_title(f"weight decay {data.weight_decay:g}\n{data.seeds}", fontsize=9)
+            column[2].axhline(TRAPPED_FROM, color="0.35", ls=":", lw=1)
+            column[2].set_xlabel("optimisation step")
+        grid[0, 0].set(xscale="log", xlim=(1, max(10, *(data.step for data in studies))), ylim=(0, 1.04), ylabel="accuracy")
+        _alpha_axis(*grid[1])
+        grid[1, 0].set_ylabel("α, mean over\nthe matrices")
+        most = max((np.max(line.get_ydata()) for axes in grid[2] for line in axes.lines), default=1)
+        grid[2, 0].set(ylabel="traps a matrix", ylim=(0, max(1.0, 1.1 * most)))
+        recipes = dict.fromkeys(f"{data.recipe}, to step {data.step:,}" for data in studies)
+        figure.suptitle("\n".join(textwrap.fill(recipe, 100) for recipe in recipes), fontsize=9, color="0.25")
     return _shown_once(figure)
 
 

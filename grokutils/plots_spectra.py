@@ -49,6 +49,7 @@ _FIT = "#c91f16"
 _NOTE = dict(fontsize=8, color="0.25")
 
 _WIDTH = 7.2
+_UNITS = {"activation_sparsity": ", share of units", "circuit_complexity": ", nats"}  # of `PROGRESS_MEASURES`
 
 
 def layer_color(layer: str, layers: Sequence[str] = ()) -> str:
@@ -249,7 +250,7 @@ def progress_curves(data: Study) -> Figure:
                 column = f"{name}_{kind}"
                 assert column in BASELINES and column in NETWORK_CONTROLS
                 _series(axes, data.baselines, column, "#3f7f6f")
-                axes.set_title(f"{title}\nas the {kind} has it", fontsize=9)
+                axes.set_title(f"{title}{_UNITS.get(name, '')}\nas the {kind} has it", fontsize=9)
                 if name == "circuit_complexity" and len(data.baselines):
                     axes.set_yscale("log")
         panels = grid.ravel().tolist()
@@ -462,8 +463,9 @@ def _accuracies(axes: Axes, data: Study, labels: bool = True) -> None:
 
 
 def _series(
-    axes: Axes, frame: pd.DataFrame, column: str, color: str, label: str | None = None, spread: str | None = None
-) -> None:
+    axes: Axes, frame: pd.DataFrame, column: str, color: str, label: str | None = None, spread: str | None = None,
+    width: float = 1.8,
+) -> None:  # fmt: skip
     """One quantity over steps: the median of the members with their central 80 %, or a single one with its own
     standard error, if it has one."""
     shown = frame[(frame.step >= 1)].dropna(subset=[column])
@@ -472,7 +474,7 @@ def _series(
         return
     over = shown.groupby("step")[column]
     middle = over.median()
-    (line,) = axes.plot(middle.index, middle, color=color, lw=1.8, zorder=3)
+    (line,) = axes.plot(middle.index, middle, color=color, lw=width, zorder=3)
     line.set_gid(column)
     if label:
         line.set_label(label)
@@ -500,7 +502,8 @@ def _direct_labels(panels: Sequence[Axes], data: Study) -> None:
 
 def _alpha_axis(axes: Axes, *also: Axes) -> None:
     """A logarithmic axis: alpha is always above 1, and has been above 20."""
-    highest = max(line.get_ydata().max() for line in axes.lines) if axes.lines else 8
+    # of lines and bands; panels without any are not counted
+    highest = max((each.dataLim.y1 for each in (axes, *also) if each.lines), default=8)
     for each in (axes, *also):
         each.axhline(ALPHA_LOW, color="0.2", ls="--", lw=1)
     axes.set(yscale="log", ylim=(1, np.clip(1.15 * highest, 8, 32)))

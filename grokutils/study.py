@@ -28,7 +28,7 @@ from .published import PHASES
 from .record import Record, load_record
 from .spectra import MIN_EIGENVALUES
 
-__all__ = ["NAMES", "PROGRESS_MEASURES", "Study", "study"]
+__all__ = ["NAMES", "PROGRESS_MEASURES", "Study", "study", "study_each_decay"]
 
 #: The measures that the papers hold alpha against, as they call them; each in two definitions.
 PROGRESS_MEASURES = {
@@ -324,6 +324,18 @@ def study(
         .reset_index(drop=True)
         for frame in (record.metrics, found.diagnostics, found.spectra, found.baselines)
     ))  # fmt: skip
+
+
+def study_each_decay(run: str | os.PathLike, **options: Any) -> list[Study]:
+    """A study for each weight decay of a run's members, the smallest first.
+
+    >>> [data.weight_decay for data in study_each_decay("results/modular-p29")]      # doctest: +SKIP
+    [0.0, 0.1, 0.3, 1.0]
+
+    Options and exceptions are those of `study`.
+    """
+    decays = sorted({network.weight_decay for network in load_record(run).config.networks})
+    return [study(run, lambda _, decay=decay: decay, **options) for decay in decays]
 
 
 def _read_at(found: Phases, analysed: np.ndarray) -> list[int | None]:

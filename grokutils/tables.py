@@ -141,7 +141,7 @@ def printed(tidy: pd.DataFrame) -> pd.DataFrame:
     keys = list(dict.fromkeys(zip(tidy.quantity, tidy.source, strict=True)))
     tidy = tidy.drop_duplicates(["quantity", "source", "phase"])  # a record may stand beside itself
     table = tidy.pivot(index=["quantity", "source"], columns="phase", values="text")
-    table = table.reindex(pd.MultiIndex.from_tuples(keys, names=["", " "]), columns=list(PHASES)).fillna("")
+    table = table.reindex(pd.MultiIndex.from_tuples(keys), columns=list(PHASES)).fillna("")
     table = table.map(lambda text: text.replace(" ± ", "\u00a0±\u00a0"))  # no line breaks inside a number
     return table.rename(columns=_HEADINGS).rename_axis(columns=None)
 
@@ -312,7 +312,7 @@ def printed_effects(effects: pd.DataFrame) -> pd.DataFrame:
     )
     keys = list(dict.fromkeys(zip(texts.measure, texts["where"], strict=True)))
     table = texts.pivot(index=["measure", "where"], columns="pair", values="text")
-    table = table.reindex(pd.MultiIndex.from_tuples(keys, names=["", " "]), columns=list(dict.fromkeys(texts.pair)))
+    table = table.reindex(pd.MultiIndex.from_tuples(keys), columns=list(dict.fromkeys(texts.pair)))
     return table.rename_axis(columns=None)
 
 
@@ -384,7 +384,7 @@ def printed_leads(summary: pd.DataFrame, control: pd.DataFrame | None = None) ->
             "after": row["after"], "never": row["never"],
             "without a fall": f"{int(quiet['false'])} of {int(quiet['stayed'])}" if quiet["stayed"] else _NONE,
         }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["", " "])
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=[None, None])
 
 
 # -- what goes off without a collapse -----------------------------------------------------------------------

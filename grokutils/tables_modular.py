@@ -13,7 +13,22 @@ from .published import MODULAR_ACCURACY, MODULAR_MATRICES, MODULAR_TABLE, MODULA
 from .study import Study
 from .tables import _of_layer, _over_phases, _published, _tidy
 
-__all__ = ["modular_accuracy", "modular_alpha", "modular_traps", "phases_in_words"]
+__all__ = [
+    "conditions",
+    "conditions_in_words",
+    "mean_alpha_in_words",
+    "mean_over_matrices",
+    "modular_accuracy",
+    "modular_alpha",
+    "modular_traps",
+    "phases_in_words",
+    "printed_conditions",
+]
+
+#: What a network has to do for its run to be one that the published tables can have come from, with the
+#: thresholds of the claims page: it generalises, loses that for good, and its matrices' mean alpha rises by so
+#: much and their mean number of traps is so large when it has.
+GENERALISES, ALPHA_RISE, TRAPS = 0.95, 1.0, 2.0
 
 
 def modular_accuracy(*studies: Study) -> pd.DataFrame:
@@ -42,11 +57,124 @@ def _of_matrices(table: Table, column: str, studies: tuple[Study, ...]) -> pd.Da
             rows += _over_phases(theirs, data, _of_layer(data, ours), column, 2)
     rows += _published(table, "mean", "mean")
     for data in studies:
-        own = data.diagnostics[data.diagnostics.layer.isin(MODULAR_MATRICES.values())]
-        # of the matrices that have a number: the fit of a matrix of very low rank fails
-        mean = own.groupby(["step", "member"])[column].mean().reset_index()
-        rows += _over_phases("mean", data, mean, column, 2)
+        rows += _over_phases("mean", data, mean_over_matrices(data), column, 2)
     return _tidy(rows)
+
+
+def mean_over_matrices(data: Study) -> pd.DataFrame:
+    """``step``, ``member``, and ``alpha`` and ``traps`` in the mean over the eight matrices.
+
+    >>> mean_over_matrices(study("results/modular-wd1")).alpha.min()             # doctest: +SKIP
+
+    Alpha is the mean over the matrices that have one: the fit of a matrix of very low rank fails.
+    """
+    own = _matrices(data)
+    return own.groupby(["step", "member"])[["alpha", "traps"]].mean().reset_index()
+
+
+def _matrices(data: Study) -> pd.DataFrame:
+    """Diagnostics of the eight matrices.
+
+    Raises
+    ------
+    ValueError : a run of another architecture.
+    """
+    if data.config.model != "transformer":
+        raise ValueError(f"{data.place} must be a run of the transformer (recipe modular); it is one of the {data.config.model}.")
+    return data.diagnostics[data.diagnostics.layer.isin(MODULAR_MATRICES.values())]
+
+
+# -- which recipe the published numbers can have come from ------------------------------------------------------
+
+
+def conditions(*studies: Study) -> pd.DataFrame:
+    """What each network of each condition does of all that the published tables ask for, a row per network.
+
+    >>> conditions(study("results/modular-wd1"))[["generalises", "collapses"]]   # doctest: +SKIP
+
+    Returns
+    -------
+    ``condition`` (in words), ``run``, ``weight_decay``, ``seed``, ``step`` (the last one); four truth values:
+    ``generalises`` (best test accuracy of 0.95 or more), ``collapses`` (has fallen for good by the end), ``alpha
+    rises`` (the mean over the eight matrices by 1 or more, from the best test accuracy to the end) and ``traps`` (2
+    or more in the mean over the matrices at the end); ``best``, ``end``, and ``lowest``, the lowest test accuracy
+    after 0.95 was first passed, with its step ``lowest_at``.
+    """
+    rows = []
+    for data in studies:
+        at = data.at_phases(mean_over_matrices(data)).set_index(["member", "phase"])
+        for member, found in data.member_phases.items():
+            own = data.metrics[data.metrics.member == member].sort_values("step")
+            passed = own[(own.test_accuracy >= GENERALISES).cummax()]
+            low = passed.loc[passed.test_accuracy.idxmin()] if len(passed) else None
+            best, end = (at.loc[(member, p)] if (member, p) in at.index else None for p in PHASES[1:])
+            both = best is not None and end is not None
+            rows.append({
+                "condition": _condition(data), "run": data.place, "weight_decay": data.weight_decay,
+                "seed": int(own.seed.iloc[0]), "step": data.step,
+                "generalises": len(passed) > 0, "collapses": found.collapse is not None,
+                "alpha rises": bool(both and end.alpha - best.alpha >= ALPHA_RISE),
+                "traps": bool(both and end.traps >= TRAPS),
+                "best": found.peak_accuracy, "end": found.final_accuracy,
+                "lowest": None if low is None else low.test_accuracy, "lowest_at": None if low is None else int(low.step),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _condition(data: Study) -> str:
+    c = data.config
+    size = f"width {c.d_model}, {c.fraction:.0%} of the pairs, learning rate {c.learning_rate:g}"
+    return f"p = {c.p}, {size}, weight decay {data.weight_decay:g}"
+
+
+def printed_conditions(found: pd.DataFrame) -> pd.DataFrame:
+    """`conditions` as a reader sees it: of how many networks each holds."""
+    rows = []
+    for (condition, step), own in found.groupby(["condition", "step"], sort=False):
+        counts = {name: f"{int(own[column].sum())} of {len(own)}" for column, name in _ASKED.items()}
+        rows.append({"condition": condition, "to step": f"{step:,}", **counts})
+    return pd.DataFrame(rows).set_index(["condition", "to step"])
+
+
+_ASKED = {
+    "generalises": f"test accuracy reaches {GENERALISES:g}", "collapses": "then falls for good",
+    "alpha rises": f"mean α rises by {ALPHA_RISE:g}", "traps": f"{TRAPS:g} traps a matrix at the end",
+}  # fmt: skip
+
+
+def conditions_in_words(found: pd.DataFrame) -> str:
+    """Which of the conditions can have given the published numbers, in sentences computed from `conditions`.
+
+    >>> conditions_in_words(conditions(study("results/modular-wd1")))            # doctest: +SKIP
+    """
+    asked = list(_ASKED)
+    n, tried = len(found), found.groupby("condition", sort=False)
+    fits = [condition for condition, own in tried if own[asked].all(axis=1).any()]
+    if fits:
+        verdict = f"The published numbers can have come from: {'; '.join(fits)}"
+    elif len(tried) == 1:
+        verdict = "The one condition tried cannot have given the published numbers, as far as the record reaches"
+    else:
+        verdict = f"None of the {len(tried)} conditions tried can have given the published numbers, as far as the records reach"
+    generalise = found[found.generalises]
+    said = [
+        f"{verdict}. Of {n} {_networks(n)}, {len(generalise)} {'generalises' if len(generalise) == 1 else 'generalise'} "
+        f"(test accuracy of {GENERALISES:g} or more), and {int(generalise.collapses.sum())} of those lose it again for good."
+    ]
+    if len(generalise):
+        low = generalise.loc[generalise.lowest.astype(float).idxmin()]
+        said.append(
+            f"The lowest test accuracy after that point was {low.lowest:.2f}, at step {int(low.lowest_at):,} with weight decay "
+            f"{low.weight_decay:g} and seed {low.seed}; that network ended at {low.end:.2f}."
+        )
+    return " ".join(said)
+
+
+def _networks(n: int) -> str:
+    return "network" if n == 1 else "networks"
+
+
+# -- in words --------------------------------------------------------------------------------------------------
 
 
 def phases_in_words(data: Study) -> str:
@@ -54,7 +182,7 @@ def phases_in_words(data: Study) -> str:
 
     >>> phases_in_words(study("results/modular-wd1"))                # doctest: +SKIP
     """
-    found = data.phases
+    found, matrices = data.phases, _matrices(data)
     if found.memorised is None:
         return f"{data.label}: it has not learnt its training set."
     parts = [f"{data.label}: the training set is learnt at step {found.memorised:,}"]
@@ -65,9 +193,22 @@ def phases_in_words(data: Study) -> str:
     parts.append(f"it is best, {found.peak_accuracy:.3f}, at step {found.peak:,}")
     fallen = f"collapsed at step {found.collapse:,}" if found.collapse is not None else "no collapse"
     parts.append(f"{found.final_accuracy:.3f} at the end ({fallen})")
-    mean = data.diagnostics[data.diagnostics.layer.isin(MODULAR_MATRICES.values())]
-    at = data.at_phases(mean)
-    end = at[at.phase == PHASES[1]]
-    if len(end):
-        parts.append(f"at its best {int((end.alpha < 2).sum())} of {len(end)} matrices have α below 2")
+    at = data.at_phases(matrices)
+    best = at[at.phase == PHASES[1]]
+    if len(best):
+        parts.append(f"at its best {int((best.alpha < 2).sum())} of {len(best)} matrices have α below 2")
     return ", ".join(parts) + "."
+
+
+def mean_alpha_in_words(data: Study) -> str:
+    """The mean alpha of the eight matrices where the phases are read, beside the published one.
+
+    >>> mean_alpha_in_words(study("results/modular-wd1"))            # doctest: +SKIP
+    """
+    at = data.at_phases(mean_over_matrices(data))
+    where = dict(zip(PHASES, ("before grokking", "at the best test accuracy", "at the end"), strict=True))
+    said = [
+        f"{own.mean():.2f} {name} (published: {MODULAR_TABLE['mean'][phase]})"
+        for phase, name in where.items() if len(own := at[at.phase == phase].alpha.dropna())
+    ]  # fmt: skip
+    return f"In {data.place}, their mean α is {', '.join(said)}." if said else f"{data.place} has no α at any phase."

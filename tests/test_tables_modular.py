@@ -1,0 +1,120 @@
+"""The transformer's tables, sentences and figures, on studies whose numbers are known and on runs just begun."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_studies import made
+
+from grokutils import RunConfig, train
+from grokutils.columns import BASELINES, DIAGNOSTICS, METRICS, SPECTRA
+from grokutils.plots_modular import matrix_curves, seeds_by_decay
+from grokutils.published import MODULAR_MATRICES
+from grokutils.record import Record
+from grokutils.study import Study, study, study_each_decay
+from grokutils.tables_modular import (
+    conditions,
+    conditions_in_words,
+    mean_alpha_in_words,
+    mean_over_matrices,
+    phases_in_words,
+    printed_conditions,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = (0, 1, 10, 100, 1_000, 10_000)
+TRAIN = (0.1, 0.5, 1, 1, 1, 1)
+COLLAPSED = (0.1, 0.1, 0.1, 0.2, 1.0, 0.6)
+DIPPED = (0.1, 0.1, 0.1, 0.96, 0.8, 1.0)
+NEVER = (0.1,) * 6
+
+
+def transformer(folder, tests, alpha=(5, 4, 4, 4, 2, 4), traps=(0, 0, 0, 0, 0, 5)) -> Study:
+    """One member for each course of the test accuracy; all matrices have the same alpha and traps."""
+    config = RunConfig.recipe("modular", steps=STEPS[-1]).ensemble(range(len(tests)), [1.0])
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    metrics, diagnostics = [], []
+    for member, course in enumerate(tests):
+        for i, step in enumerate(STEPS):
+            where = {"step": step, "member": member, "seed": member, "weight_decay": 1.0}
+            metrics.append(dict.fromkeys(METRICS, 0.5) | where | {"train_accuracy": TRAIN[i], "test_accuracy": course[i]})
+            diagnostics += [
+                dict.fromkeys(DIAGNOSTICS, np.nan) | where
+                | {"layer": layer, "rows": 20, "columns": 20, "alpha": float(alpha[i]), "traps": float(traps[i])}
+                for layer in MODULAR_MATRICES.values()
+            ]  # fmt: skip
+    empty = [pd.DataFrame(columns=list(columns)) for columns in (SPECTRA, BASELINES)]
+    return Study(Record(folder), 1.0, pd.DataFrame(metrics), pd.DataFrame(diagnostics), *empty)
+
+
+def test_what_each_network_does(tmp_path):
+    data = transformer(tmp_path / "x", (COLLAPSED, DIPPED, NEVER))
+    found = conditions(data)
+    assert found.generalises.tolist() == [True, True, False]
+    assert found.collapses.tolist() == [True, False, False]
+    # the second has its best value last, so nothing comes after it
+    assert found["alpha rises"].tolist() == [True, False, False]
+    assert found.traps.tolist() == [True, False, False]
+    assert found.lowest.tolist()[:2] == [0.6, 0.8] and found.lowest_at.tolist()[:2] == [10_000, 1_000]
+    assert pd.isna(found.lowest[2])
+    printed = printed_conditions(found)
+    assert printed.iloc[0].tolist() == ["2 of 3", "1 of 3", "1 of 3", "1 of 3"]
+    said = conditions_in_words(found)
+    assert said.startswith("The published numbers can have come from: p = 113, width 128, 30% of the pairs,")
+    assert "Of 3 networks, 2 generalise" in said and "1 of those lose it again" in said
+
+
+@pytest.mark.parametrize(
+    "changed", [dict(alpha=(5, 4, 4, 4, 2, 2.5)), dict(traps=(0,) * 6), dict(tests=(DIPPED,)), dict(tests=(NEVER,))]
+)
+def test_each_condition_is_needed(changed, tmp_path):
+    data = transformer(tmp_path / "x", **{"tests": (COLLAPSED,), **changed})
+    said = conditions_in_words(conditions(data))
+    assert said.startswith("The one condition tried cannot have given the published numbers, as far as the record")
+    assert "nan" not in said and "None of" not in said
+
+
+def test_means_leave_out_what_has_no_fit(tmp_path):
+    data = transformer(tmp_path / "x", (COLLAPSED,))
+    data.diagnostics.loc[(data.diagnostics.layer == "fc1") & (data.diagnostics.step == 1_000), "alpha"] = np.nan
+    data.diagnostics.loc[(data.diagnostics.layer == "fc2") & (data.diagnostics.step == 1_000), "alpha"] = 9.0
+    assert mean_over_matrices(data).set_index("step").alpha[1_000] == pytest.approx((6 * 2 + 9) / 7)
+    assert "4.00 at the end (published: 3.89)" in mean_alpha_in_words(data)
+
+
+def test_runs_just_begun_of_several_decays(tmp_path):
+    config = RunConfig.recipe("modular", p=11, fraction=0.5, d_model=16, d_mlp=16, steps=5)
+    train(config.ensemble([0, 1], [0.0, 1.0]), tmp_path / "x", progress=False)
+    studies = study_each_decay(tmp_path / "x", progress=False)
+    assert [data.weight_decay for data in studies] == [0.0, 1.0] and [data.n for data in studies] == [2, 2]
+    assert all("has not learnt its training set" in phases_in_words(data) for data in studies)
+    said = conditions_in_words(conditions(*studies))
+    assert "None of the 2 conditions" in said and "Of 4 networks, 0 generalise" in said
+    assert mean_alpha_in_words(studies[0]).endswith("has no α at any phase.")
+    figure = seeds_by_decay(*studies)
+    assert len(figure.axes) == 6
+    assert figure.axes[4].get_ylim()[1] >= 1, "no axis of traps that blows up a zero"
+    assert matrix_curves("traps", *studies).axes[0].get_ylim() == (0, 1)
+
+
+def test_another_architecture_is_said_in_a_sentence(tmp_path):
+    data = made(tmp_path / "x")
+    for function in (phases_in_words, mean_over_matrices, conditions):
+        with pytest.raises(ValueError, match="must be a run of the transformer .*; it is one of the mlp"):
+            function(data)
+
+
+def test_the_small_instance_of_the_notebook_groks(tmp_path):
+    """The parameters of notebooks/07_modular_addition.ipynb."""
+    notebook = json.loads((ROOT / "notebooks" / "07_modular_addition.ipynb").read_text())
+    cell = next(c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+    space = {}
+    exec("".join(cell["source"]), space)
+    names = ("p", "fraction", "wd", "steps", "seed", "lr")
+    config = RunConfig.recipe("modular", d_model=64, d_mlp=256, **{name: space[name] for name in names})
+    record = train(config, tmp_path / "x", progress=False, threads=1)
+    assert record.metrics.test_accuracy.iloc[-1] > 0.95
+    assert "test accuracy passes 0.95" in phases_in_words(study(record.folder, progress=False))
