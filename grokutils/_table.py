@@ -52,6 +52,20 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def harm_text(frame: pd.DataFrame) -> str:
+    """What the test of `diagnose(..., harmful=True)` found, a line per layer."""
+    lines = ["Largest trap taken out, against a random direction of the same norm (J on random inputs, nats):"]
+    for row in frame.to_dict("records"):
+        where = "".join(f"{name} {row[name]}, " for name in ("member",) if name in frame and frame[name].nunique() > 1)
+        if row["harm_reason"]:
+            said = f"not tested: {row['harm_reason']}"
+        else:
+            said = f"J = {row['js']:.3g} +- {row['js_error']:.1g}, random {row['js_control']:.3g} +- {row['js_control_error']:.1g}: "
+            said += "harmful" if row["harmful"] else "no more than random"
+        lines.append(f"{where}{_short(row['layer'])}: {said}")
+    return "\n".join(lines)
+
+
 def _line(cells: dict[str, list[str]], sizes: dict[str, int], texts: list[str]) -> str:
     right = ("step", "member", "max|w|")
     parts = zip(cells, texts, strict=True)

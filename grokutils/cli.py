@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import paths
-from ._table import table
+from . import data, paths
+from ._table import harm_text, table
 from .analysis import analyze_record
-from .columns import DIAGNOSTICS
+from .columns import DIAGNOSTICS, HARM
 from .config import RECIPES, ConfigError, RunConfig, hyperparameters
 from .data import DataError
 from .diagnose import diagnose
@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     d.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
     d.add_argument("--method", choices=METHODS, default="bulk",
                    help="how the random bulk is fitted (default: bulk)")  # fmt: skip
+    d.add_argument("--harmful", action="store_true",
+                   help="of a run: also test what its largest traps do to the outputs, on random inputs")  # fmt: skip
     d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
     d.set_defaults(run=_diagnose)
 
@@ -165,10 +167,14 @@ def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
         return diagnose(record, **options)
     parts = []
     for member, network in enumerate(record.config.networks):
-        frame = diagnose(record.weights(arguments.step, member), **options)
+        if arguments.harmful:
+            shown = data.load(record.config, network.seed).x_train
+            frame = diagnose(record.model(arguments.step, member), harmful=True, inputs=shown, **options)
+        else:
+            frame = diagnose(record.weights(arguments.step, member), **options)
         step = record.steps_saved[-1] if arguments.step is None else arguments.step
         where = {"step": step, "member": member, "seed": network.seed, "weight_decay": network.weight_decay}
-        parts.append(frame.assign(**where)[list(DIAGNOSTICS)])
+        parts.append(frame.assign(**where)[[*DIAGNOSTICS, *(HARM if arguments.harmful else ())]])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -179,6 +185,8 @@ def _print(record: Record) -> None:
           f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
 
 
+    if arguments.harmful and not arguments.json:
+        text += "\n\n" + harm_text(frame)
 def _publish(arguments: argparse.Namespace) -> int:
     source = load_record(arguments.name)
     target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
@@ -192,11 +200,15 @@ def _publish(arguments: argparse.Namespace) -> int:
         wanted = [0, 1e5, edges.memorised, edges.grokking, edges.peak, edges.collapse, source.step]
         saved = source.steps_saved
         steps = {min(saved, key=lambda s: abs(s - w)) for w in wanted if w is not None}
+        if arguments.harmful:
+            raise ValueError(f"--harmful runs the network; {path} holds weights alone.")
     _print(publish(source, target, (int(s) for s in steps)))
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
+        if arguments.harmful:
+            raise ValueError("--harmful tests one step of a run, --step N or the last; not --all-steps.")
     found = list_records()
     for folder in found:
         try:

@@ -65,11 +65,11 @@ DIAGNOSTICS = {
 #: ... and with ``harmful=True``.
 HARM = {
     "js": "Jensen–Shannon divergence of the outputs with and without the layer's largest trap, over random inputs, in nats "
-    "(0 to ln 2); matched noise is in the trap's place. NaN without a trap",
+    "(0 to ln 2); nothing is put in the trap's place. NaN without a trap",
     "js_error": "standard error of it over the inputs",
     "js_control": "the same divergence for a random direction of the same norm",
     "js_control_error": "standard error of that",
-    "harmful": "whether the trap does more than the random direction: the intervals, 95 % each, do not overlap; "
+    "harmful": "whether taking the trap out does more than the random direction: its 95 % interval lies above the other's; "
     "empty where it could not be tested",
     "harm_reason": "why not; empty if it could",
 }

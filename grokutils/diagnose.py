@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from ._progress import tqdm
 from .analysis import analyze_record
-from .columns import DIAGNOSTICS
+from .columns import DIAGNOSTICS, HARM
+from .harm import harm_of, probes_of
 from .layers import find_layers, is_matrix
 from .matrix import Options, diagnose_layer, diagnose_matrix
 from .record import Record
@@ -35,6 +38,8 @@ def diagnose(
     ks_draws: int = 400,
     thresholds: Thresholds = THRESHOLDS,
     progress: bool = True,
+    harmful: bool = False,
+    inputs: Any = None,
 ) -> pd.DataFrame:
     """A row for each weight matrix: spectrum, traps, controls, verdict.
 
@@ -62,6 +67,10 @@ def diagnose(
     ks_draws : random matrices behind ``ks_p``; 0 leaves the ``ks_`` columns out
     thresholds : where the verdicts change
     progress : show a progress bar, if it takes more than a few seconds
+    harmful : of a module that can be run, also take the largest trap of each layer out and see how far the outputs
+        on random inputs change, beside a random direction of the same norm (`grokutils.columns.HARM`)
+    inputs : of that test, some training inputs (examples, ...), whose mean and standard deviation the random ones take;
+        not needed if the model begins with a linear layer
 
     Returns
     -------
@@ -74,11 +83,16 @@ def diagnose(
     Raises
     ------
     ValueError, TypeError : a matrix by itself that is not two-dimensional, empty, complex, or not finite; a
-        source without matrices or of another kind; a file that is no safetensors file; an option without meaning.
+        source without matrices or of another kind; a file that is no safetensors file; an option without meaning;
+        `harmful` with a source that cannot be run, such as weights alone, or whose input shape is not known.
     FileNotFoundError : no such file.
     RecordError : a damaged record.
     """
     options = Options(shuffles, seed, method, bootstrap, cutoff, ks_draws)
+    if harmful:
+        _check_runs(source, seed, inputs)
+    elif inputs is not None:
+        raise ValueError("inputs are for harmful=True, which was not asked for.")
     if isinstance(source, Record):
         kept = analyze_record(source, thresholds=thresholds, progress=progress, **options.as_dict())
         return kept.diagnostics
@@ -89,4 +103,21 @@ def diagnose(
         word, reason = verdict(found.row, thresholds)
         names = {"layer": layer.name, "note": layer.note}
         rows.append(names | found.row | {"verdict": word, "reason": reason})
-    return pd.DataFrame({name: [row[name] for row in rows] for name in DIAGNOSTICS if name in rows[0]})
+    table = pd.DataFrame({name: [row[name] for row in rows] for name in DIAGNOSTICS if name in rows[0]})
+    if not harmful:
+        return table
+    tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
+    return table.assign(**{name: [test[name] for test in tests] for name in HARM})
+
+
+def _check_runs(source: Any, seed: Any, inputs: Any) -> None:
+    if isinstance(source, Record):
+        raise ValueError(
+            "harmful=True needs one network: record.model(step, member) gives one, and "
+            "grokutils.intervention_study.interventions_of(record) intervenes on all that are kept."
+        )
+    if not isinstance(source, torch.nn.Module):
+        raise ValueError("harmful=True needs a model that can be run, a torch module; weights alone do not say what it does.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise ValueError(f"with harmful=True the seed must be a whole number; got {seed!r}.")
+    probes_of(source, inputs)

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .interventions import Edit, Trap, edited, layer_matrix, remove_trap
+from .interventions import Edit, Trap, control, edited, layer_matrix, remove_trap
 
 __all__ = [
-    "PROBES", "Divergence", "Probes", "input_of", "jensen_shannon", "js_divergence", "js_divergences", "probes_like",
+    "PROBES", "Divergence", "Probes", "harm_of", "input_of", "jensen_shannon", "js_divergence", "js_divergences",
+    "probes_like", "probes_of",
 ]  # fmt: skip
 
 #: What a probe can be.
@@ -83,6 +84,21 @@ def probes_like(inputs, kind: str = "gaussian") -> Probes:
         ).reshape(n, *shape),
     }
     return Probes(kind, draws[kind])
+
+
+def probes_of(model: torch.nn.Module, inputs=None) -> Probes:
+    """The random inputs that suit a model: like `inputs`, tokens if they are whole numbers, or of the shape of its
+    first linear layer.
+
+    >>> probes_of(torch.nn.Linear(64, 10)).kind, probes_of(None, np.zeros((5, 3), int)).kind
+    ('gaussian', 'tokens')
+
+    Raises
+    ------
+    ValueError : as `probes_like` and `input_of`.
+    """
+    like = input_of(model) if inputs is None else np.asarray(inputs)
+    return probes_like(like, "gaussian" if isinstance(like, tuple) or like.dtype.kind not in "iu" else "tokens")
 
 
 def input_of(model: torch.nn.Module) -> tuple[int, ...]:
@@ -230,6 +246,30 @@ def js_divergences(
             one = _mean(sums[i], squares[i], count, error)
             found[i] = one if one.reached or count >= most else None
     return found
+
+
+def harm_of(model: torch.nn.Module, layer: str, *, inputs=None, seed: int = 0, most: int = 2**15) -> dict:
+    """The test of one layer's largest trap against a random direction of the same norm: `grokutils.columns.HARM`.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
+    >>> harm_of(net, "0")["harm_reason"]
+    '0 has no trap in shuffle 0, so none can be taken out.'
+
+    Nothing is put in the trap's place: matched noise would leave a trap that is the mean of all weights where it is.
+    The trap is harmful if the 95 % interval of its divergence lies above that of the random direction's.
+    A layer that cannot be tested says why, and raises nothing.
+    """
+    unknown = dict(js=math.nan, js_error=math.nan, js_control=math.nan, js_control_error=math.nan, harmful=None)
+    try:
+        edit = remove_trap(layer_matrix(model, layer), 0, replace="nothing", layer=layer, seed=seed)
+        probes = probes_of(model, inputs)
+        own, other = js_divergences(model, [edit, control(edit, seed=seed)], probes, most=most, seed=seed)
+    except (ValueError, TypeError) as why:
+        return unknown | {"harm_reason": str(why)}
+    return {
+        "js": own.value, "js_error": own.error, "js_control": other.value, "js_control_error": other.error,
+        "harmful": own.interval[0] > other.interval[1], "harm_reason": "",
+    }  # fmt: skip
 
 
 def _mean(total: float, squares: float, n: int, error: float) -> Divergence:

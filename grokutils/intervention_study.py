@@ -47,7 +47,7 @@ ALL = "all layers"
 STRENGTHS = (1.0, 2.0, 4.0)
 
 # Raised when a change of this package makes stored numbers differ from new ones.
-_VERSION = 2
+_VERSION = 3
 _MOST_TRAPS = 4
 _MOST_STEPS = 12
 _MOST_PROBES = 2**15
@@ -82,14 +82,13 @@ def interventions_of(
     DataError : the images cannot be had.
     """
     path = source.folder / _FILE
-    frame = pd.DataFrame(columns=list(INTERVENTIONS))
+    frame, done = pd.DataFrame(columns=list(INTERVENTIONS)), set()
     if path.is_file():
         stored = record.read_parquet(path)
         if stored.attrs.get("grokutils") == _stamp(source):
-            frame = stored
+            frame, done = stored, {tuple(where) for where in stored.attrs["networks"]}
     if not compute:
         return frame[frame.step <= source.step].reset_index(drop=True)
-    done = set(zip(frame.step, frame.member, strict=True))
     todo = [where for where in _networks(source) if where not in done]
     best = _best_steps(source)
     rows: list[dict] = []
@@ -99,12 +98,13 @@ def interventions_of(
     if rows:
         new = pd.DataFrame(rows, columns=list(INTERVENTIONS))
         frame = (pd.concat([frame, new]) if len(frame) else new).sort_values(["member", "step"], kind="stable")
-        if store is None:
-            store = not source.folder.resolve().is_relative_to(paths.results_dir().resolve())
-        if store:
-            frame.attrs["grokutils"] = _stamp(source)
-            with record.locked(source.folder):
-                record.write_parquet(path, frame)
+    if store is None:
+        store = not source.folder.resolve().is_relative_to(paths.results_dir().resolve())
+    if store and todo:
+        # a network without traps has no rows, and is done all the same
+        frame.attrs = {"grokutils": _stamp(source), "networks": sorted(done | set(todo))}
+        with record.locked(source.folder):
+            record.write_parquet(path, frame)
     return frame[frame.step <= source.step].reset_index(drop=True)
 
 
@@ -213,7 +213,7 @@ def change_interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tup
     """Change of accuracy on the same examples, with its 95 % bootstrap interval over the examples.
 
     >>> change_interval(np.ones(100, bool), np.arange(100) < 80)
-    (-0.2, -0.28, -0.13)
+    (-0.2, -0.28, -0.12)
 
     Parameters
     ----------

@@ -192,8 +192,9 @@ def inject(
     ----------
     W : matrix (rows, columns)
     kind : ``"entry"``: added to one weight, away from zero, at a random place; ``"entries"``: the same on `count` of
-        them, each by 1/sqrt(count) of it; ``"mean"``: the same positive number added to all weights;
-        ``"rank-one"``: sigma u v^T. A rank-one part whose vectors are random is *no* trap, since its shuffle is noise.
+        them, each by 1/sqrt(count) of it; ``"mean"``: the same number added to all weights, with
+        the sign of their mean, so that the mean grows; ``"rank-one"``: sigma u v^T. A rank-one part whose vectors are
+        random is *no* trap, since its shuffle is noise.
     strength : 0 for nothing at all; a negative one goes the other way
     count : how many entries, for ``"entries"``
     direction : u and v for ``"rank-one"``, of any length but 0; random ones by default
@@ -213,7 +214,7 @@ def inject(
     rng = np.random.default_rng([_whole("seed", seed), 2])
     part = np.zeros(A.size)
     if kind == "mean":
-        part[:] = 1 / math.sqrt(A.size)
+        part[:] = math.copysign(1 / math.sqrt(A.size), A.mean())
     elif kind == "rank-one":
         part = _unit_rank_one(A.shape, direction, rng).reshape(-1)
     else:

@@ -58,7 +58,7 @@ def _stamp(source: Record) -> dict:
     return {"version": _VERSION, "identity": source.config.identity}
 
 
-def make_regrowth(source: Record, steps: int = 30_000, members: int = 10, progress: bool = True) -> pd.DataFrame:
+def make_regrowth(source: Record, steps: int = 10_000, members: int = 6, progress: bool = True) -> pd.DataFrame:
     """Train the forks, measure their traps and store the table in the record.
 
     >>> make_regrowth(load_record("runs/x"), steps=10_000)                       # doctest: +SKIP

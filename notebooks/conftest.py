@@ -13,6 +13,7 @@ OVERRIDES = {
     "05_baselines.ipynb": "",
     "06_weight_decay.ipynb": "",
     "07_modular_addition.ipynb": "steps = 300",
+    "08_harmful_traps.ipynb": "",
     "claims.ipynb": "",
     "explorer.ipynb": "",
 }

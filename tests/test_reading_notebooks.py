@@ -17,7 +17,7 @@ from grokutils import RunConfig, load_record, train
 from grokutils.record import read_parquet
 
 ROOT = Path(__file__).resolve().parent.parent
-READING = ("03_alpha", "04_traps", "05_baselines", "06_weight_decay")
+READING = ("03_alpha", "04_traps", "05_baselines", "06_weight_decay", "08_harmful_traps")
 EXPRESS = RunConfig.recipe("express")
 
 
