@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import data, paths
+from . import causes, data, paths
 from ._table import harm_text, table
 from .analysis import analyze_record
 from .columns import DIAGNOSTICS, HARM
@@ -101,6 +101,23 @@ def _parser() -> argparse.ArgumentParser:
     d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
     d.set_defaults(run=_diagnose)
 
+    c = commands.add_parser(
+        "causes",
+        help="run the study of causes, or go on with it",
+        description="Train the same seeds under every condition of the study of causes (notebook 09), analyse them and "
+        "keep them compactly: two hours on two cores. Ctrl-C saves first; the same command goes on.",
+    )
+    c.add_argument("--scale", choices=tuple(causes.SCALES), default="full",
+                   help="full (default): into results/causes; quick: fewer conditions, steps and seeds, minutes, into "
+                   "runs/causes-quick")  # fmt: skip
+    c.add_argument("--seeds", type=int, metavar="N",
+                   help="seeds, from 0 up (default: the scale's); another number than that has a folder in runs/")  # fmt: skip
+    c.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    c.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    c.add_argument("--list", action="store_true", help="only print the conditions")
+    c.add_argument("--quiet", action="store_true", help="no progress bar")
+    c.set_defaults(run=_causes)
+
     ls = commands.add_parser("list", help="list the records here", description="List the records here.")
     ls.set_defaults(run=_list)
 
@@ -137,6 +154,24 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _causes(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        for cause in causes.conditions(arguments.scale):
+            print(f"{cause.name:<14} {cause.says}")
+        return 0
+    outcomes = causes.run(
+        arguments.scale, arguments.seeds, only=arguments.only, jobs=arguments.jobs, progress=not arguments.quiet
+    )
+    for outcome in outcomes:
+        if outcome.record is None:
+            print(f"{outcome.name}: failed: {outcome.error}", file=sys.stderr)
+            continue
+        _print(outcome.record)
+        if outcome.diverged:
+            print(f"  diverged: seed(s) {', '.join(map(str, outcome.diverged))}")
+    return int(any(outcome.record is None for outcome in outcomes))
+
+
 def _diagnose(arguments: argparse.Namespace) -> int:
     frame = _diagnosed(
         arguments,
@@ -146,6 +181,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         ks_draws=400 if arguments.json or arguments.all_steps else 0,  # the table does not show them
     )
     text = frame.to_json(orient="records", indent=1, double_precision=15) if arguments.json else table(frame)
+    if arguments.harmful and not arguments.json:
+        text += "\n\n" + harm_text(frame)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
@@ -159,11 +196,15 @@ def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
     if path.is_file() or path.suffix == ".safetensors":
         if of_a_run:
             raise ValueError(f"--step and --all-steps are for runs; {path} is a file.")
+        if arguments.harmful:
+            raise ValueError(f"--harmful runs the network; {path} holds weights alone.")
         return diagnose(path, **options)
     record = load_record(arguments.source)
     if arguments.all_steps:
         if arguments.step is not None:
             raise ValueError("give --step or --all-steps, not both.")
+        if arguments.harmful:
+            raise ValueError("--harmful tests one step of a run, --step N or the last; not --all-steps.")
         return diagnose(record, **options)
     parts = []
     for member, network in enumerate(record.config.networks):
@@ -185,8 +226,6 @@ def _print(record: Record) -> None:
           f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
 
 
-    if arguments.harmful and not arguments.json:
-        text += "\n\n" + harm_text(frame)
 def _publish(arguments: argparse.Namespace) -> int:
     source = load_record(arguments.name)
     target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
@@ -200,15 +239,11 @@ def _publish(arguments: argparse.Namespace) -> int:
         wanted = [0, 1e5, edges.memorised, edges.grokking, edges.peak, edges.collapse, source.step]
         saved = source.steps_saved
         steps = {min(saved, key=lambda s: abs(s - w)) for w in wanted if w is not None}
-        if arguments.harmful:
-            raise ValueError(f"--harmful runs the network; {path} holds weights alone.")
     _print(publish(source, target, (int(s) for s in steps)))
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
-        if arguments.harmful:
-            raise ValueError("--harmful tests one step of a run, --step N or the last; not --all-steps.")
     found = list_records()
     for folder in found:
         try:

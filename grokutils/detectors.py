@@ -76,9 +76,9 @@ class Watch:
     steps: dict[Signal, np.ndarray]
     scores: dict[Signal, np.ndarray]
 
-    def highest(self, signal: Signal) -> float:
-        """The largest threshold at which the signal goes off; -inf if at none."""
-        return float(self.scores[signal].max(initial=-np.inf))
+    def highest(self, signal: Signal, until: float = np.inf) -> float:
+        """The largest threshold at which the signal goes off, by a step; -inf if at none."""
+        return float(self.scores[signal][self.steps[signal] <= until].max(initial=-np.inf))
 
     def alarm(self, signal: Signal, threshold: float) -> int | None:
         """The step at which it goes off; None if never."""
@@ -175,16 +175,16 @@ def _groups(watched: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
     return [w for w in watched if w.fall is not None], [w for w in watched if w.fall is None]
 
 
-def auc(watched: Sequence[Watch], signal: Signal) -> tuple[float, float, float]:
+def auc(watched: Sequence[Watch], signal: Signal, until: float = np.inf) -> tuple[float, float, float]:
     """Chance that the signal rises higher before a fall than in a network that never falls, ties counted half (the
     area under the ROC curve), and its 95 % bootstrap interval over seeds; NaN without networks of both kinds.
 
-    A seed is drawn with all its networks, whatever their condition.
+    A seed is drawn with all its networks, whatever their condition. `until`: a step after which nobody is watched.
     """
     groups = _groups(watched)
     if not all(groups):
         return np.nan, np.nan, np.nan
-    fell, stayed = (np.array([w.highest(signal) for w in group]) for group in groups)
+    fell, stayed = (np.array([w.highest(signal, until) for w in group]) for group in groups)
     above = np.where(fell[:, None] == stayed, 0.5, fell[:, None] > stayed)
     seeds = sorted({w.seed for w in watched})
     first, second = (np.array([seeds.index(w.seed) for w in group]) for group in groups)
@@ -239,17 +239,21 @@ def table(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.D
 
     Returns
     -------
-    A row per signal: ``label``, ``auc`` with ``auc_low`` and ``auc_high``; at the usual threshold ``warned`` of
+    A row per signal: ``label``, ``auc`` with ``auc_low`` and ``auc_high``; ``auc_same_time``, with nobody watched for
+    longer than the median fall took; at the usual threshold ``warned`` of
     ``falls``, median ``lead`` in decades, ``false`` of ``stayed``; and the threshold ``fitted`` to networks of even
     seed (in the signal's own units), with ``fitted_warned`` of ``fitted_falls``, ``fitted_lead`` and ``fitted_false`` of
     ``fitted_stayed`` among those of odd seed.
     """
+    falls = [w.fall for w in watched if w.fall is not None]
+    median_fall = float(np.median(falls)) if falls else np.inf
     even, odd = ([w for w in watched if w.seed % 2 == rest] for rest in (0, 1))
     rows = []
     for signal in signals:
         usual, cut = threshold_of(signal), fitted(even, signal)
         area, low, high = auc(watched, signal)
         row = {"signal": signal, "label": signal.label, "auc": area, "auc_low": low, "auc_high": high}
+        row["auc_same_time"] = auc(watched, signal, median_fall)[0]
         row |= dict(zip(("warned", "falls", "false", "stayed"), alarms(watched, signal, usual), strict=True))
         row["lead"] = _median(leads(watched, signal, usual))
         row["fitted"] = -cut if signal.kind == "below" else cut

@@ -128,10 +128,11 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
 
     Returns
     -------
-    A row per condition that there are outcomes of: ``name``, ``topic``, ``says``, ``n`` networks with a fall; mean
+    A row per condition that there are outcomes of: ``name``, ``topic``, ``says``, ``forked``; of ``seeds`` networks
+    how many ``collapsed`` and ``diverged``; mean
     ``fall`` with its 95 % bootstrap interval over seeds (``low``, ``high``); mean ``difference`` to the control's
     with its interval (``difference_low``, ``difference_high``), ``p`` (`grokutils.paired.sign_flip_p`) and ``p_holm``,
-    NaN where it is not compared; ``collapsed`` of ``seeds``, ``diverged``; and ``verdict``, one of `VERDICTS`:
+    NaN where it is not compared; and ``verdict``, one of `VERDICTS`:
 
     - prevents it: ``p_holm`` < 0.05, a smaller fall than the control's, and the whole interval of the fall
       below five points
@@ -143,7 +144,9 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
         own = rows[rows.name == cause.name] if len(rows) else rows
         if not len(own):
             continue
-        row = {"name": cause.name, "topic": cause.topic, "says": cause.says, "seeds": len(own)}
+        row = {
+            "name": cause.name, "topic": cause.topic, "says": cause.says, "forked": cause.forked, "seeds": len(own),
+        }  # fmt: skip
         row |= {"collapsed": int(own.collapsed.sum()), "diverged": int(own.diverged.sum())}
         row |= _mean("fall", own.fall.dropna().to_numpy())
         difference = np.empty(0)
