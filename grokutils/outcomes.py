@@ -24,7 +24,7 @@ from .phases import find_phases
 from .record import Record
 from .study import Study
 
-__all__ = ["FALL", "SMOOTH", "VERDICTS", "compare", "outcomes", "studies"]
+__all__ = ["FALL", "SMOOTH", "VERDICTS", "compare", "of_seeds", "outcomes", "studies"]
 
 #: A fall of so much test accuracy counts as one.
 FALL = 0.05
@@ -59,10 +59,11 @@ def _study(cause: Cause, plan: causes.Plan) -> Study | None:
     # a reference record reaches further and is cut; one of the study counts when it is complete
     if not (record.complete or cause.record):
         return None
-    return _of_seeds(record, plan.seeds)
+    return of_seeds(record, plan.seeds)
 
 
-def _of_seeds(record: Record, seeds: Iterable[int]) -> Study:
+def of_seeds(record: Record, seeds: Iterable[int]) -> Study:
+    """The study of some networks of a record, which is read and not changed."""
     found = analyze_record(record, progress=False, store=False)
     networks = record.config.networks
     members = [member for member, network in enumerate(networks) if network.seed in set(seeds)]

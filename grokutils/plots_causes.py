@@ -206,8 +206,8 @@ def lead_curves(watched: Sequence[Watch], drawn: Sequence[Signal]) -> Figure:
             _, _, false, stayed = detectors.alarms(watched, signal, at)
             share = np.arange(1, len(found) + 1) / falls
             wolf = f", false alarms in {false} of {stayed}" if stayed else ""
-            axes.step([*found[:1], *found, 0], [0, *share, share[-1] if len(share) else 0], where="post", lw=1.6,
-                      color=_signal_color(signal, drawn), label=f"{signal.label}{wolf}")  # fmt: skip
+            x, y = ([found[0], *found, 0], [0, *share, share[-1]]) if len(found) else ([1, 0], [0, 0])
+            axes.step(x, y, where="post", lw=1.6, color=_signal_color(signal, drawn), label=f"{signal.label}{wolf}")  # fmt: skip
         axes.set(xlabel="lead over the fall, decades of steps, at least", ylabel="falls warned of, share", ylim=(-0.02, 1.04))
         axes.invert_xaxis()
         axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,0 +1,230 @@
+"""Outcomes and comparisons, figures and tables of the study of causes, on made-up studies."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from made_studies import COLLAPSE, NEVER, PLATEAU, made
+from matplotlib.figure import Figure
+
+from grokutils import ConfigError, RunConfig, causes, cli, train
+from grokutils import detectors as d
+from grokutils.analysis import NotKept
+from grokutils.causes import Cause
+from grokutils.outcomes import VERDICTS, compare, of_seeds, outcomes, studies
+from grokutils.plots_causes import areas, condition_panels, fall_dots, false_alarm_map, lead_curves
+from grokutils.sweep import check
+from grokutils.tables_causes import (
+    false_alarms_in_words,
+    missing_in_words,
+    printed_detectors,
+    printed_ends,
+    printed_falls,
+    statements,
+    warnings_in_words,
+)
+
+TABLE = (
+    Cause("plain", topic="control", says="as it is"),
+    Cause("wd", topic="norm", says="decay"),
+    Cause("same", topic="optimiser", says="nothing"),
+    Cause("clip", topic="traps", says="clipped"),
+    Cause("center", topic="traps", says="centred"),
+    Cause("never", topic="negative", says="random labels"),
+    Cause("gone", topic="optimiser", says="not run"),
+)
+SEEDS = 10
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Ten seeds each: without decay all fall, with it none."""
+    courses = {"plain": COLLAPSE, "wd": PLATEAU, "same": COLLAPSE, "clip": COLLAPSE, "center": PLATEAU, "never": NEVER}
+    made_ones = {}
+    for name, test in courses.items():
+        study = made(tmp_path / name, (test,) * SEEDS)
+        (study.record.folder / "provenance.json").write_text(
+            '{"step": 100000, "complete": true, "data": [], "sessions": [], "diverged": {}}'
+        )
+        if name in ("clip", "center"):
+            study = replace(study, diagnostics=study.diagnostics.assign(traps=0.0))
+        made_ones[name] = study
+    return made_ones | {"gone": None}
+
+
+@pytest.fixture
+def rows(found):
+    return outcomes(found, TABLE)
+
+
+def test_a_row_per_condition_and_seed(rows):
+    assert len(rows) == 6 * SEEDS and set(rows.name) == {cause.name for cause in TABLE} - {"gone"}
+    plain, decay = rows[rows.name == "plain"], rows[rows.name == "wd"]
+    # medians of the last five measurements
+    assert plain.final.iloc[0] == pytest.approx(np.median([0.15, 0.2, 0.22, 0.9, 0.5][-5:]))
+    assert plain.collapsed.all() and not decay.collapsed.any()
+    assert (plain.train == 1).all() and (plain.norm > 1).all()
+    assert plain.traps_fc1.iloc[0] == 4 and plain.most_traps_fc1.iloc[0] == 4 and plain.alpha_fc1.iloc[0] == 1.5
+
+
+def falling(values, name="plain"):
+    """Rows with given falls, a seed each."""
+    return pd.DataFrame({
+        "name": name, "seed": range(len(values)), "fall": values, "collapsed": np.array(values) > 0.05, "diverged": False,
+    })  # fmt: skip
+
+
+def test_the_verdicts_are_what_the_plan_says():
+    control = falling([0.1 + 0.001 * i for i in range(10)])
+    table = TABLE[:4]
+    other = {"wd": [0.01] * 10, "same": [0.1 + 0.002 * i for i in range(10)], "clip": [0.07] * 9 + [0.06]}
+    frame = pd.concat([control, *(falling(values, name) for name, values in other.items())])
+    found = compare(frame, table).set_index("name")
+    assert found.verdict.to_dict() == {
+        "plain": "not compared", "wd": "prevents it", "same": "deepens it", "clip": "lessens it"
+    } or found.verdict["same"] == "no difference shown"
+    assert found.p["wd"] == pytest.approx(2 / 2**10) and found.p_holm["wd"] == pytest.approx(3 * 2 / 2**10)
+    assert found.difference["wd"] == pytest.approx(0.01 - 0.1045)
+    assert found.fall_low["plain"] < found.fall["plain"] < found.fall_high["plain"]
+    assert np.isnan(found.p["plain"]) and set(found.verdict) <= set(VERDICTS)
+
+
+def test_with_few_seeds_nothing_is_shown():
+    frame = pd.concat([falling([0.2, 0.2]), falling([0.0, 0.0], "wd")])
+    found = compare(frame, TABLE[:2]).set_index("name")
+    assert found.verdict["wd"] == "no difference shown" and found.p["wd"] == 0.5
+
+
+def test_only_seeds_that_both_have_are_compared():
+    frame = pd.concat([falling([0.2] * 8), falling([0.0] * 10, "wd")])
+    assert compare(frame, TABLE[:2]).set_index("name").difference_n["wd"] == 8
+
+
+def test_negative_controls_are_described_and_not_tested(rows):
+    compared = compare(rows, TABLE).set_index("name")
+    assert np.isnan(compared.p["never"]) and compared.verdict["never"] == "not compared"
+
+
+def test_nothing_measured_is_no_error():
+    empty = outcomes({"plain": None}, TABLE[:1])
+    compared = compare(empty, TABLE[:1])
+    assert len(empty) == 0 and len(compared) == 0
+    assert isinstance(fall_dots(empty, compared), Figure)
+    assert statements(compared, empty) == ["Nothing has been measured."]
+
+
+def test_figures_and_tables(found, rows):
+    compared = compare(rows, TABLE)
+    assert "not run" in missing_in_words(found, TABLE) and missing_in_words(found, TABLE[:1]) == ""
+    figure = fall_dots(rows, compared)
+    labels = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
+    assert set(labels) == set(compared.says)
+    figure = condition_panels(found, TABLE[:4], ("test_accuracy", "traps", "alpha", "max_over_std"), columns=2)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == [cause.says for cause in TABLE[:4]]
+    assert isinstance(condition_panels(found, TABLE[-1:]), Figure)
+    printed = printed_falls(compared)
+    assert printed.loc[("Norm", "decay"), "fell by 5 points"] == f"0 of {SEEDS}"
+    assert printed.loc[("As it is", "as it is"), "difference to the control"] == "–"
+    ends = printed_ends(rows, TABLE)
+    assert ends.loc[("As it is", "as it is"), "traps of FC1"] == "4.0" and len(ends) == 6
+    plt.close("all")
+
+
+def test_what_is_said_follows_the_numbers(found, rows):
+    said = "\n".join(statements(compare(rows, TABLE), rows))
+    assert "A collapse does not need traps: 10 of 20 networks that never held one collapsed" in said
+    assert "*prevents it*" in said or "*lessens it*" in said or "*no difference shown*" in said
+    quiet = rows.assign(collapsed=rows.collapsed & ~rows.name.isin(["clip"]))
+    assert "None of the 20 networks that never held a trap collapsed" in "\n".join(statements(compare(quiet, TABLE), quiet))
+    trapped = rows.assign(most_traps_fc1=1.0)
+    assert "not settled" in "\n".join(statements(compare(trapped, TABLE), trapped))
+
+
+def test_detectors_in_figures_and_words(found):
+    names = ["plain", "wd", "never"]
+    watched = d.watch([found[name] for name in names], names)
+    ranking = d.table(watched)
+    printed = printed_detectors(ranking)
+    assert len(printed) == len(d.SIGNALS) and printed.index.tolist() == ranking.label.tolist()
+    drawn = [s for s in d.SIGNALS if s.name in ("alpha", "traps")]
+    for figure in (areas(ranking, watched, drawn), lead_curves(watched, drawn)):
+        assert isinstance(figure, Figure) and len(figure.axes) >= 1
+    shares = d.false_alarms(watched)
+    assert list(shares) == names
+    figure = false_alarm_map(shares, {"wd": "decay"})
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["decay", "never"]
+    assert "10 of 30 networks fell" in warnings_in_words(ranking, watched)
+    assert "Of 20 networks that never fell" in false_alarms_in_words(watched)
+
+
+@pytest.mark.parametrize("name, said", [("plain", "every network fell"), ("wd", "no network fell")])
+def test_networks_of_one_kind_are_said_to_be(found, name, said):
+    watched = d.watch([found[name]], [name])
+    ranking = d.table(watched)
+    assert "nothing can be told apart" in warnings_in_words(ranking, watched)
+    for figure in (areas(ranking, watched, d.SIGNALS[:1]), lead_curves(watched, d.SIGNALS[:1]),
+                   false_alarm_map(d.false_alarms(watched), {})):  # fmt: skip
+        assert isinstance(figure, Figure)
+    said_of_alarms = false_alarms_in_words(watched)
+    assert ("no alarm was false" in said_of_alarms) == (name == "plain")
+
+
+# -- the real table ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", causes.SCALES)
+def test_every_condition_can_be_built(scale):
+    plan = causes.plan(scale)
+    check(plan.causes, plan.base, plan.seeds[:2], f"runs/nothing-{scale}", plan.fork)
+    names = [cause.name for cause in plan.causes]
+    assert len(set(names)) == len(names) and {cause.topic for cause in plan.causes} == set(causes.TOPICS)
+    assert set(causes.CONTROL.values()) <= set(names)
+    assert len({cause.says for cause in plan.causes}) == len(names)
+
+
+def test_another_number_of_seeds_has_a_folder_of_its_own():
+    assert causes.plan("full").out == "results/causes" and causes.plan("full", 10).out == "results/causes"
+    assert causes.plan("full", 3).out == "runs/causes-full-3" and list(causes.plan("quick", 3).seeds) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("nonsense",), "scale must be one of full, quick"), (("quick", 0), "seeds must be a whole number of at least 1"),
+    (("quick", 1.5), "seeds must be"), (("quick", True), "seeds must be"),
+])  # fmt: skip
+def test_a_plan_without_meaning(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        causes.plan(*arguments)
+
+
+def test_an_unknown_condition_is_refused(runs):
+    with pytest.raises(ConfigError, match="there is no condition 'sleep' at the quick scale"):
+        causes.run("quick", only=["sleep"])
+    assert not runs.exists()
+
+
+def test_what_was_not_run_is_none(runs):
+    assert set(studies("quick", 1).values()) == {None}
+
+
+def test_the_study_of_some_seeds_of_a_record(runs):
+    record = train(RunConfig.recipe("express", steps=30).ensemble([3, 5, 8]), "x", progress=False)
+    with pytest.warns(NotKept, match="is not stored"):
+        study = of_seeds(record, [5, 8, 9])
+    assert study.members == [1, 2] and set(study.diagnostics.seed) == {5, 8}
+    assert not (record.folder / "diagnostics.parquet").exists(), "reading changes nothing"
+
+
+def test_the_command_lists_and_runs(capsys, runs, monkeypatch):
+    assert cli.main(["causes", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(cause.name in listed for cause in causes.conditions())
+    assert cli.main(["causes", "--scale", "quick", "--only", "sleep"]) == 2
+    assert "there is no condition 'sleep'" in capsys.readouterr().err
+    monkeypatch.setitem(causes.SCALES, "quick", causes.Scale(steps=20, forked_steps=20, seeds=1, out="runs/causes-quick"))
+    assert cli.main(["causes", "--scale", "quick", "--only", "plain", "fork", "--jobs", "1", "--quiet"]) == 0
+    assert "20 steps (complete)" in capsys.readouterr().out
+    found = studies("quick")
+    assert found["plain"].step == found["fork"].step == 20 and found["clip"] is None
