@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import impossible, paths
+from .claims_harm import HARM_CLAIMS, HARM_TOPIC
 from .evidence import (
     accuracy_when_learnt,
     alarmed,
@@ -113,6 +114,7 @@ TOPICS = {
     "traps": "Correlation traps",
     "measures": "Other measures",
     "modular": "Modular addition",
+    **HARM_TOPIC,
     "arithmetic": "Printed numbers",
 }
 
@@ -566,6 +568,7 @@ CLAIMS: tuple[Claim, ...] = (
                    paper=str(MODULAR_TRAPS[theirs][END])) for theirs, ours in MODULAR_MATRICES.items()),
         ),
     ),
+    *HARM_CLAIMS,
     # -- what needs no record --------------------------------------------------------------------------
     Claim(
         "alpha-at-most-1", "arithmetic", "A mean alpha of 1.0",

@@ -88,7 +88,7 @@ def interventions_of(
         if stored.attrs.get("grokutils") == _stamp(source):
             frame, done = stored, {tuple(where) for where in stored.attrs["networks"]}
     if not compute:
-        return frame[frame.step <= source.step].reset_index(drop=True)
+        return frame[frame.step <= source.step].reset_index(drop=True) if len(frame) else frame
     todo = [where for where in _networks(source) if where not in done]
     best = _best_steps(source)
     rows: list[dict] = []

@@ -39,7 +39,9 @@ __all__ = ["Record", "RecordError", "find_reference", "list_records", "load_reco
 
 
 # What analysis adds to a record.
-_DERIVED = ("diagnostics.parquet", "spectra.parquet", "baselines.parquet")
+_DERIVED = (
+    "diagnostics.parquet", "spectra.parquet", "baselines.parquet", "interventions.parquet", "regrowth.parquet"
+)  # fmt: skip
 
 
 class RecordError(RuntimeError):

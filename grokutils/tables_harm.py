@@ -21,7 +21,7 @@ from .forgetting import INPUTS
 from .intervention_study import ALL, REMOVALS
 
 __all__ = [
-    "MATTERS", "HarmRates", "at_best_and_last", "correlates_table", "forgotten", "harm_rates", "injections",
+    "MATTERS", "HarmRates", "at_best_and_last", "correlates_table", "forgotten", "harm_rates", "injections", "judged_traps",
     "nearness_table", "norm_table", "piling_table", "prototype_table", "rates_table", "regrowth_table", "removals",
     "removals_table", "said",
 ]  # fmt: skip
@@ -91,19 +91,28 @@ def harm_rates(frame: pd.DataFrame, truth: str = "matters", operation: str = "ta
     ------
     ValueError : another truth.
     """
+    threshold, judged = judged_traps(frame, truth, operation, score)
+    over, yes = judged.over.to_numpy(bool), judged.yes.to_numpy(bool)
+    rates = [_share(over[~yes]), _share(~over[yes])] if np.isfinite(threshold) else [np.nan, np.nan]
+    return HarmRates(truth, threshold, *rates, int(yes.sum()), int((~yes).sum()))
+
+
+def judged_traps(
+    frame: pd.DataFrame, truth: str = "matters", operation: str = "taken out", score: str = "js"
+) -> tuple[float, pd.DataFrame]:
+    """The threshold of `harm_rates`, and the traps that it is judged on: ``member``, ``over`` (the threshold) and ``yes``
+    (it is what is looked for)."""
     if truth not in ("matters", "hurts"):
         raise ValueError(f"truth must be matters or hurts; got {truth!r}.")
     own = _single_traps(frame, operation)
-    is_so = ((own.test_low > 0) if truth == "hurts" else (own.test_low > MATTERS) | (own.test_high < -MATTERS)).to_numpy(bool)
-    chosen = (own.member % 2 == 0).to_numpy(bool)
+    yes = ((own.test_low > 0) if truth == "hurts" else (own.test_low > MATTERS) | (own.test_high < -MATTERS)).astype(bool)
+    chosen = own.member % 2 == 0
     judged = ~chosen
     if own.member.nunique() < 2:
-        chosen = judged = np.ones(len(own), bool)
-    values = own[score].to_numpy(float)
-    threshold = _youden(values[chosen], is_so[chosen])
-    over, yes = values[judged] > threshold, is_so[judged]
-    rates = [_share(over[~yes]), _share(~over[yes])] if np.isfinite(threshold) else [np.nan, np.nan]
-    return HarmRates(truth, threshold, *rates, int(yes.sum()), int((~yes).sum()))
+        chosen = judged = own.member == own.member
+    threshold = _youden(own[chosen.astype(bool)][score].to_numpy(float), yes[chosen.astype(bool)].to_numpy())
+    found = pd.DataFrame({"member": own.member, "over": own[score] > threshold, "yes": yes})
+    return threshold, found[judged.astype(bool)]
 
 
 def _single_traps(frame: pd.DataFrame, operation: str) -> pd.DataFrame:
