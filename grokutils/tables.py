@@ -22,6 +22,7 @@ from .study import NAMES, Study
 __all__ = [
     "alpha_jumps",
     "cliffs_delta",
+    "counted",
     "effect_sizes",
     "faultless",
     "fitted_rules",
@@ -34,6 +35,7 @@ __all__ = [
     "printed_rules",
     "readings",
     "rules",
+    "spread",
     "table_1",
     "table_2",
     "table_4",
@@ -48,6 +50,32 @@ ALPHA_LOW = 2.0
 
 _RESAMPLES = 2_000
 _NONE = "–"
+
+
+# -- in words -----------------------------------------------------------------------------------------------
+
+
+def counted(holds: pd.Series) -> str:
+    """Of how many networks something holds, in words.
+
+    >>> counted(pd.Series([True, False])), counted(pd.Series([], dtype=bool))
+    ('1 of 2', 'no network has come so far')
+    """
+    return f"{int(holds.sum())} of {len(holds)}" if len(holds) else "no network has come so far"
+
+
+def spread(values: pd.Series) -> str:
+    """What a number is in some networks, in words.
+
+    >>> spread(pd.Series([2.4, 5.0, 13.7])), spread(pd.Series([2.4]))
+    ('has median 5.0, from 2.4 to 13.7', 'is 2.4')
+    """
+    found = values.dropna()
+    if found.empty:
+        return "has no value"
+    if len(found) == 1:
+        return f"is {found.iloc[0]:.1f}"
+    return f"has median {found.median():.1f}, from {found.min():.1f} to {found.max():.1f}"
 
 
 # -- the paper's tables -------------------------------------------------------------------------------------

@@ -167,6 +167,8 @@ def conditions_in_words(found: pd.DataFrame) -> str:
             f"The lowest test accuracy after that point was {low.lowest:.2f}, at step {int(low.lowest_at):,} with weight decay "
             f"{low.weight_decay:g} and seed {low.seed}; that network ended at {low.end:.2f}."
         )
+    if anyway := int((found["alpha rises"] & ~found.collapses).sum()):
+        said.append(f"The mean α rose by {ALPHA_RISE:g} or more in {anyway} that did not collapse.")
     return " ".join(said)
 
 

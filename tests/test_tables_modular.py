@@ -65,6 +65,9 @@ def test_what_each_network_does(tmp_path):
     said = conditions_in_words(found)
     assert said.startswith("The published numbers can have come from: p = 113, width 128, 30% of the pairs,")
     assert "Of 3 networks, 2 generalise" in said and "1 of those lose it again" in said
+    assert "did not collapse" not in said
+    found.loc[1, "alpha rises"] = True
+    assert conditions_in_words(found).endswith("The mean α rose by 1 or more in 1 that did not collapse.")
 
 
 @pytest.mark.parametrize(
