@@ -159,7 +159,8 @@ def conditions_in_words(found: pd.DataFrame) -> str:
     generalise = found[found.generalises]
     said = [
         f"{verdict}. Of {n} {_networks(n)}, {len(generalise)} {'generalises' if len(generalise) == 1 else 'generalise'} "
-        f"(test accuracy of {GENERALISES:g} or more), and {int(generalise.collapses.sum())} of those lose it again for good."
+        f"(test accuracy of {GENERALISES:g} or more)"
+        + (f", and {int(generalise.collapses.sum())} of those lose it again for good." if len(generalise) else ".")
     ]
     if len(generalise):
         low = generalise.loc[generalise.lowest.astype(float).idxmin()]
