@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import impossible, paths
+from .claims_causes import CAUSE_CLAIMS, CAUSE_RECORDS, CAUSE_TOPIC
 from .claims_harm import HARM_CLAIMS, HARM_TOPIC
 from .evidence import (
     accuracy_when_learnt,
@@ -77,8 +78,13 @@ __all__ = ["CLAIMS", "REFERENCE", "TOPICS", "judge", "table", "with_run", "write
 
 #: What a claim needs, by scale and by what it needs it as; None where a scale has no such experiment.
 REFERENCE: dict[str, dict[str, str | None]] = {
-    "express": {"wd0": "results/express/wd0", "wd0.01": "results/express/wd0.01", "modular": None},
-    "paper": {"wd0": "results/mnist-wd0", "wd0.01": "results/mnist-wd0.01", "modular": "results/modular-wd1"},
+    "express": {
+        "wd0": "results/express/wd0", "wd0.01": "results/express/wd0.01", "modular": None, **CAUSE_RECORDS,
+    },
+    "paper": {
+        "wd0": "results/mnist-wd0", "wd0.01": "results/mnist-wd0.01", "modular": "results/modular-wd1",
+        **dict.fromkeys(CAUSE_RECORDS),
+    },
 }
 
 
@@ -115,6 +121,7 @@ TOPICS = {
     "measures": "Other measures",
     "modular": "Modular addition",
     **HARM_TOPIC,
+    **CAUSE_TOPIC,
     "arithmetic": "Printed numbers",
 }
 
@@ -569,6 +576,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     *HARM_CLAIMS,
+    *CAUSE_CLAIMS,
     # -- what needs no record --------------------------------------------------------------------------
     Claim(
         "alpha-at-most-1", "arithmetic", "A mean alpha of 1.0",
@@ -670,8 +678,8 @@ def with_run(run: str | os.PathLike | None) -> dict[str, Mapping[str, str | os.P
     config = load_record(run).config
     decays = [network.weight_decay for network in config.networks]
     if config.model != "mlp":
-        return records | {"your run": {"wd0": None, "wd0.01": None, "modular": run}}
-    needs: dict[str, str | os.PathLike | None] = {"modular": None}
+        return records | {"your run": {"wd0": None, "wd0.01": None, "modular": run, **dict.fromkeys(CAUSE_RECORDS)}}
+    needs: dict[str, str | os.PathLike | None] = {"modular": None, **dict.fromkeys(CAUSE_RECORDS)}
     if min(decays) == 0:
         needs["wd0"] = run
     if max(decays) > 0:

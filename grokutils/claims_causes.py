@@ -150,7 +150,7 @@ CAUSE_CLAIMS: tuple[Claim, ...] = (
         "If all traps were shifts of the mean, none would be left where every row has the mean 0.",
     ),
     Claim(
-        "traps-detect", "causes", "Traps detect the onset of overfitting",
+        "traps-warn-of-falls", "causes", "Traps detect the onset of overfitting",
         "Correlation traps, in number or in growth, tell a network that is losing generalisation from one that is not, "
         "without data.",
         "P3 abstract", "a detector; no rates printed", _NEEDS,
@@ -162,7 +162,7 @@ CAUSE_CLAIMS: tuple[Claim, ...] = (
         _REMARK,
     ),
     Claim(
-        "alpha-detects", "causes", "Alpha detects the onset of overfitting",
+        "alpha-warns-of-falls", "causes", "Alpha detects the onset of overfitting",
         "A low alpha tells a network that is losing generalisation from one that is not, without data.",
         "P1 abstract, section 4.1", "a detector; no rates printed", _NEEDS,
         (Part("area under the ROC curve of a low alpha", _area(_of("alpha")), _WARNS, "1"),),

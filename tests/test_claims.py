@@ -19,6 +19,7 @@ from scipy import stats
 
 from grokutils import RunConfig, impossible, train
 from grokutils.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with_run, write
+from grokutils.claims_causes import CAUSE_CLAIMS
 from grokutils.claims_harm import HARM_CLAIMS
 from grokutils.claims_page import details, overview, records, rule
 from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, read
@@ -253,7 +254,7 @@ def judged_on(claim: Claim, *stories, **options):
 
 
 def test_every_claim_that_needs_records_has_a_case_for_each_verdict():
-    elsewhere = {claim.id for claim in HARM_CLAIMS}  # tests/test_claims_harm.py
+    elsewhere = {claim.id for claim in (*HARM_CLAIMS, *CAUSE_CLAIMS)}  # test_claims_harm.py, test_claims_causes.py
     assert set(CASES) | elsewhere == {claim.id for claim in CLAIMS if claim.needs}
     assert all(len(cases) == 3 for cases in CASES.values())
 
@@ -519,11 +520,12 @@ def test_claims_are_complete():
 @pytest.fixture(scope="module")
 def judged():
     """All claims: on known networks, on a record that is short, and on one that is not there."""
-    from grokutils.judging import ARITHMETIC, Judged
+    from grokutils.judging import ARITHMETIC, Judged, _Sources
 
     scales = {"express": records_of(), "paper": records_of(recipe="paper", until=0.2)}
     results = {
-        name: {claim.id: judge_claim(claim, found) for claim in CLAIMS if claim.needs} for name, found in scales.items()
+        name: {claim.id: judge_claim(claim, _Sources(found, {})) for claim in CLAIMS if claim.needs}
+        for name, found in scales.items()
     }
     results["express"].pop("modular-phases")
     results[ARITHMETIC] = {claim.id: judge_claim(claim, {}) for claim in CLAIMS if not claim.needs}
@@ -627,7 +629,8 @@ def test_a_run_of_both_decays_serves_as_both(project):
     config = RunConfig.recipe("express", steps=100, width=16, per_class=2).ensemble((0, 1), (0.0, 0.01))
     train(config, out="runs/both", progress=False)
     scale = with_run("runs/both")["your run"]
-    assert scale == {"modular": None, "wd0": "runs/both", "wd0.01": "runs/both"}
+    named = {key: run for key, run in scale.items() if run is not None}
+    assert named == {"wd0": "runs/both", "wd0.01": "runs/both"} and set(scale) == set(REFERENCE["express"])
     judged = judge({"both": scale}, CLAIMS[:1], progress=False)
     assert {key: one["weight_decay"] for key, one in judged.records["both"].items()} == {"wd0": 0, "wd0.01": 0.01}
     assert {one["networks"] for one in judged.records["both"].values()} == {2}
