@@ -152,7 +152,9 @@ def jensen_shannon(a: torch.Tensor, b: torch.Tensor, temperature: float = 1.0) -
     """
     p, q = (torch.log_softmax(z.double() / temperature, dim=-1) for z in (a, b))
     middle = torch.logaddexp(p, q) - math.log(2)
-    parts = (torch.where(x.exp() > 0, x.exp() * (x - middle), 0.0).sum(dim=-1) for x in (p, q))
+    # nothing where the two agree: the rounding of the middle would be left, and equal answers are to give 0
+    differ = p != q
+    parts = (torch.where(differ & (x.exp() > 0), x.exp() * (x - middle), 0.0).sum(dim=-1) for x in (p, q))
     return (sum(parts) / 2).clamp(0.0, math.log(2))
 
 

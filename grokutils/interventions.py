@@ -203,7 +203,7 @@ def inject(
     Raises
     ------
     ValueError : an unknown kind; a strength that is not finite; a count, direction or seed without meaning; a
-        constant matrix.
+        constant matrix, or one too small for traps (fewer than ten eigenvalues).
     """
     A = as_matrix(W)
     strength = _finite("strength", strength)
@@ -211,6 +211,9 @@ def inject(
         raise ValueError(f"kind must be one of {', '.join(INJECTIONS)}; got {kind!r}.")
     if A.std() == 0:
         raise ValueError(f"{layer or 'the matrix'} is constant: there is no standard deviation to measure a trap by.")
+    unit = lone_weight(A.shape) * A.std()
+    if not math.isfinite(unit):
+        raise ValueError(f"{layer or 'the matrix'} is {A.shape[0]} x {A.shape[1]}, too small for traps.")
     rng = np.random.default_rng([_whole("seed", seed), 2])
     part = np.zeros(A.size)
     if kind == "mean":
@@ -223,8 +226,7 @@ def inject(
             raise ValueError(f"count must be between 1 and {A.size}, the number of weights; got {count}.")
         places = rng.choice(A.size, count, replace=False)
         part[places] = np.where(A.reshape(-1)[places] < 0, -1.0, 1.0) / math.sqrt(count)
-    size = strength * lone_weight(A.shape) * A.std()
-    return _edit(layer, f"{kind} put in at strength {strength:g}", A, size, part.reshape(A.shape))
+    return _edit(layer, f"{kind} put in at strength {strength:g}", A, strength * unit, part.reshape(A.shape))
 
 
 def _unit_rank_one(shape: tuple[int, int], direction, rng: np.random.Generator) -> np.ndarray:
@@ -323,7 +325,7 @@ def edited(model: torch.nn.Module, *edits: Edit) -> torch.nn.Module:
         new = torch.from_numpy(edit.after).to(weights)
         with torch.no_grad():
             weights.copy_(torch.where(moved, new, weights))
-            if not torch.equal(torch.where(moved, layer.read(), new), new):
+            if not torch.equal(torch.where(moved, _find(other, edit.layer).read(), new), new):
                 raise ValueError(f"{edit.layer} cannot be edited: its weights are computed from others.")
     return other
 
