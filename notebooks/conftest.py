@@ -14,6 +14,7 @@ OVERRIDES = {
     "06_weight_decay.ipynb": "",
     "07_modular_addition.ipynb": "steps = 300",
     "08_harmful_traps.ipynb": "",
+    "09_causes.ipynb": "",
     "claims.ipynb": "",
     "explorer.ipynb": "",
 }
