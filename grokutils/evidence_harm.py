@@ -67,7 +67,7 @@ def _of_collapsed(quantity: Quantity) -> Quantity:
 
 
 def _removed(source: Source, member: int, control: str) -> float:
-    own = removals(_interventions(source))
+    own = _frame(source, "removals", lambda: removals(_interventions(source)), "holds no removals")
     own = own[(own.when == "last") & (own.layer == ALL) & (own.operation == "taken out") & (own.control == control)]
     return _one(own[own.member == member].test_change)
 

@@ -25,7 +25,7 @@ CASES = {
     "harm-most-removals": [dict(raises=0.0), dict(raises=0.4), dict(raises=0.9)],
     "harm-planted": [dict(planted=0.5), dict(planted=0.1), dict(planted=0.0)],
     "trap-regrows": [dict(traps=(1.0, 1.0)), dict(traps=(1.0, 0.0)), dict(traps=(0.0, 0.0))],
-    "answers-pile": [dict(pile=0.3, replaced=0.1), dict(pile=0.3, replaced=0.3), dict(pile=0.0, replaced=0.0)],
+    "answers-pile": [dict(pile=0.3, replaced=0.1), dict(pile=0.3, replaced=0.0), dict(pile=0.0, replaced=0.0)],
     "norm-alone": [dict(same=0.9, norm=0.8), dict(same=0.9, norm=0.2), dict(same=0.1, norm=0.2)],
     "prototypes": [dict(like=0.5, near=0.9), dict(like=0.5, near=0.5), dict(like=0.0, near=0.5)],
 }  # fmt: skip
@@ -44,7 +44,7 @@ def source(js=(0.01, 0.5), wrong=0, removed=-0.5, random=-0.3, raises=0.0, plant
                 high = 0.015 if i < 10 * raises else 0.01 if i % 2 else -0.4
                 j = js[0] if i % 2 else js[1]
                 if i < wrong:
-                    j = sum(js) - j
+                    j = js[1] if j == js[0] else js[0]
                 for how in ("taken out", "replaced by noise"):
                     rows.append(at | {"layer": "fc1", "operation": how, "control": "", "js": j, "test_low": low,
                                       "test_high": high, "test_change": (low + high) / 2})  # fmt: skip

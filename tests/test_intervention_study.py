@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import math
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +51,18 @@ def frame(source) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "_MOST_PROBES", 2048)
         return interventions_of(source, compute=True, progress=False)
+
+
+DOCUMENTED = (
+    "interventions", "harm", "intervention_study", "regrowth", "prototypes", "forgetting", "tables_harm", "words_harm",
+    "plots_harm", "evidence_harm", "claims_harm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"grokutils.{name}")
+    assert doctest.testmod(module, extraglobs={"np": np, "torch": torch}).failed == 0
 
 
 # -- the table ----------------------------------------------------------------------------------------------
