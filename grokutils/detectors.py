@@ -3,9 +3,10 @@
 >>> watched = watch([study("results/express/wd0"), study("results/express/wd0.01")])     # doctest: +SKIP
 >>> table(watched)                                                                       # doctest: +SKIP
 
-A *watch* follows each network from the step at which it knows its training set, as somebody would who trains it: a
-signal counts once it has lasted for three measurements, and from the third of them on. Of a network that falls (five
-points of test accuracy for good) only what comes before the fall counts; of the others everything to the end.
+A *watch* follows each network from the step at which it knows its training set (one that never does, from the start),
+as somebody would who trains it: a signal counts once it has lasted for three measurements, and from the third of them
+on. Of a network that falls (five points of test accuracy for good) only what comes before the fall counts; of the
+others everything to the end.
 """
 
 from __future__ import annotations
@@ -110,8 +111,7 @@ def _watch(study: Study, member: int, name: str, signals: Sequence[Signal]) -> W
     steps, scores = {}, {}
     for signal in signals:
         at, value = _series(study, member, signal, own)
-        # from where the training set is known
-        since = at >= (np.inf if phases.memorised is None else phases.memorised)
+        since = at >= (phases.memorised or 0)
         at, value = at[since], value[since]
         score = _score(signal, at, value, phases.grokking)
         # lasting: the weakest of the last three, known at the third

@@ -27,6 +27,11 @@ def _number(x: float, style: str = ".2f") -> str:
     return _NONE if not np.isfinite(x) else f"{x:{style}}"
 
 
+def _upper(text: str) -> str:
+    """With a capital at the beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def _interval(x: float, low: float, high: float, style: str = "+.3f") -> str:
     if not np.isfinite(x):
         return _NONE
@@ -162,7 +167,7 @@ def _traps(by: pd.DataFrame, rows: pd.DataFrame) -> str:
         needed = f"None of the {len(free)} networks that never held a trap collapsed, as if a collapse needed them"
     quiet = rows[~rows.collapsed & rows.train.ge(0.99)]
     held = int((quiet[["traps_fc1", "traps_fc2"]] >= _TRAPPED).any(axis=1).sum())
-    said = f"**Traps.** {'; '.join(parts).capitalize()}. {needed}."
+    said = f"**Traps.** {_upper('; '.join(parts))}. {needed}."
     if held:
         said += (
             f" Nor do they suffice: of {len(quiet)} networks of all conditions that know their training set and did not "
@@ -181,7 +186,7 @@ def _negative(by: pd.DataFrame, rows: pd.DataFrame) -> str:
             f"{row.says}: {row.collapsed} of {row.seeds} fell by five points, {trapped} hold a trap and {low} have an α "
             "below 2 at the end"
         )
-    return f"**Where nothing could be unlearnt in the papers' sense.** {'; '.join(parts).capitalize()}." if parts else ""
+    return f"**Where nothing could be unlearnt in the papers' sense.** {_upper('; '.join(parts))}." if parts else ""
 
 
 def warnings_in_words(found: pd.DataFrame, watched: Sequence[Watch]) -> str:

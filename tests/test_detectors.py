@@ -65,11 +65,11 @@ def test_nothing_counts_before_the_training_set_is_known_or_after_the_fall(tmp_p
     assert one(course(early, 0, traps=(0, 0, 0, 1, 1, 1, 1)), TRAPS).alarm(TRAPS, 0.5) == 10_000
 
 
-def test_a_network_that_never_learns_is_never_watched(tmp_path):
-    study = made(tmp_path / "x", (NEVER,))
-    metrics = study.metrics.assign(train_accuracy=0.5)
-    seen = watch([replace(study, metrics=metrics)])[0]
-    assert seen.fall is None and all(seen.highest(signal) == -np.inf for signal in SIGNALS)
+def test_a_network_that_never_learns_is_watched_from_the_start(tmp_path):
+    study = course(made(tmp_path / "x", (NEVER,)), 0, traps=(1, 1, 1, 0, 0, 0, 0))
+    study = replace(study, metrics=study.metrics.assign(train_accuracy=0.5))
+    seen = one(study, TRAPS)
+    assert seen.fall is None and seen.alarm(TRAPS, 0.5) == 10
 
 
 def test_growth_is_over_the_first_lasting_trap(tmp_path):
