@@ -186,7 +186,7 @@ def _negative(by: pd.DataFrame, rows: pd.DataFrame) -> str:
             f"{row.says}: {row.collapsed} of {row.seeds} fell by five points, {trapped} hold a trap and {low} have an α "
             "below 2 at the end"
         )
-    return f"**Where nothing could be unlearnt in the papers' sense.** {_upper('; '.join(parts))}." if parts else ""
+    return f"**Negative controls.** {_upper('; '.join(parts))}." if parts else ""
 
 
 def warnings_in_words(found: pd.DataFrame, watched: Sequence[Watch]) -> str:
