@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from . import data as data_sets
+from ._blas import one_torch_thread
 from .harm import probes_like
 from .interventions import Edit, control, edited, layer_matrix, remove_trap, traps_in
 from .prototypes import prototype, similarity
@@ -46,6 +47,7 @@ class Network:
     module: torch.nn.Module
     sets: data_sets.Dataset
 
+    @one_torch_thread()
     def answers(self, x: np.ndarray, *edits: Edit) -> np.ndarray:
         """The class it gives to each of (n, inputs), perhaps after edits: (n,)."""
         module = edited(self.module, *edits) if edits else self.module

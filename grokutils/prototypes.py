@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.linalg
 
 from . import data as data_sets
+from ._blas import threads_for
 from .study import Study
 
 __all__ = ["NAMES", "prototype", "prototype_matches", "similarity"]
@@ -27,6 +28,7 @@ NAMES = {1: "v₁ of W₁", 2: "v₂ of W₂ through W₁", 3: "v₃ of W₃ thr
 _DRAWS = 100
 
 
+@threads_for((1,))  # of a small matrix
 def prototype(weights: Mapping[str, np.ndarray], depth: int) -> np.ndarray:
     """The leading right singular vector of a layer through the matrices before it: (inputs,), of length 1.
 
@@ -78,6 +80,7 @@ def _standard(images: np.ndarray) -> np.ndarray:
     return np.divide(centred, size, out=np.zeros_like(centred, dtype=np.float64), where=size > 0)
 
 
+@threads_for((1,))
 def prototype_matches(data: Study) -> pd.DataFrame:
     """How much the prototypes of each kept network look like digits, beside random directions through the same matrices.
 
