@@ -1,7 +1,8 @@
 """A Sphinx extension that tells the notebooks of the book that they are read, not run by hand.
 
 A page that trains when a reader runs it shows the reference record instead while the book is being built, so
-that a build takes seconds. Several pages are run at once, each in one thread.
+that a build takes seconds. Pages are run in one thread: the matrices are small, and threads that wait for each other
+on a busy machine take many times as long.
 """
 
 from __future__ import annotations
@@ -21,7 +22,4 @@ def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx; the notebooks' kernels inherit the variable."""
     os.environ[BUILDING] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # `jupyter-book build` has no option for it. More than there are cores, since pages are dealt out in batches,
-    # some of which are quick
-    app.parallel = 2 * (os.cpu_count() or 1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
