@@ -22,6 +22,8 @@ OVERRIDES = {
 # what the notebooks train goes to a folder of its own, so that nothing is found there from last time
 _runs = tempfile.TemporaryDirectory(prefix="grokutils-runs-")
 os.environ["GROKUTILS_RUNS"] = _runs.name
+# as when the book is built: threads of small matrices only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
