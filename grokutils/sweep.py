@@ -11,14 +11,17 @@ be built is refused before anything runs; a sweep that was interrupted goes on w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,9 @@ __all__ = ["Condition", "Fork", "Outcome", "check", "config_of", "folder_of", "s
 # How often the progress bar looks at how far the runs are, and how often the runs say so, in seconds.
 _LOOK = 1.0
 _AUTOSAVE = 10.0
+# How long a run may take to save when it is interrupted, in seconds.
+_SAVING = 60.0
+_CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -209,36 +215,80 @@ def sweep(
     found = {c.name: Outcome(c.name, load_record(c.record, base.steps)) for c in conditions if c.record is not None}
     steps = {c.name: config_of(c, base, seeds, fork).steps for c in todo}
     total = sum(steps.values()) * len(seeds)
-    # fresh interpreters, since a copy of this one would share its thread pools
-    pool = ProcessPoolExecutor(
-        max(1, min(jobs or os.cpu_count() or 1, len(todo))), mp_context=multiprocessing.get_context("spawn")
-    )
+    waiting, running = list(todo), {}
     bar = tqdm(total=total, unit="step", unit_scale=True, desc=out, disable=not progress, dynamic_ncols=True)
     try:
-        with bar:
-            pending = {pool.submit(_run, condition, base, seeds, out, fork): condition for condition in todo}
+        with bar, _sigterm_interrupts():
             bar.n = bar.initial = _taken(out, todo, steps) * len(seeds)
-            while pending:
-                done, _ = wait(pending, timeout=_LOOK, return_when=FIRST_COMPLETED)
-                for future in done:
-                    condition = pending.pop(future)
-                    found[condition.name] = _outcome(condition, future, folder_of(out, condition))
+            while waiting or running:
+                while waiting and len(running) < (jobs or os.cpu_count() or 1):
+                    condition = waiting.pop(0)
+                    running[condition.name] = _Job(condition, base, seeds, out, fork)
+                connection.wait([job.process.sentinel for job in running.values()], timeout=_LOOK)
+                for name, job in list(running.items()):
+                    if not job.process.is_alive():
+                        found[name] = job.outcome(folder_of(out, job.condition))
+                        del running[name]
                 bar.n = _taken(out, todo, steps) * len(seeds)
-                bar.set_postfix_str(f"{len(todo) - len(pending)} of {len(todo)} conditions done")
+                bar.set_postfix_str(f"{len(todo) - len(waiting) - len(running)} of {len(todo)} conditions done")
     except KeyboardInterrupt:
-        for process in multiprocessing.active_children():  # each saves first
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
         raise TrainingInterrupted(
             f"interrupted: the states are saved in {out}; run the same command to go on."
         ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for job in running.values():
+            job.process.terminate()  # it saves first
+        for job in running.values():
+            job.process.join(_SAVING)
+            job.process.kill()
     return [found[condition.name] for condition in conditions]
 
 
+class _Job:
+    """One condition in a process of its own: a fresh interpreter, since a copy of this one would share its threads."""
+
+    def __init__(self, condition: Condition, *arguments):
+        self.condition = condition
+        self._end, end = _CONTEXT.Pipe(duplex=False)
+        self.process = _CONTEXT.Process(target=_work, args=(end, condition, *arguments), daemon=True)
+        self.process.start()
+        end.close()
+
+    def outcome(self, folder: Path) -> Outcome:
+        """What became of it, once its process has ended."""
+        name, code = self.condition.name, self.process.exitcode
+        try:
+            error, diverged = self._end.recv()
+        except EOFError:  # killed, for lack of memory for one; or interrupted by itself
+            return Outcome(name, None, f"its process ended with status {code}; run the same command to go on.")
+        return Outcome(name, None, error) if error else Outcome(name, Record(folder), diverged=diverged)
+
+
+def _work(end, condition: Condition, *arguments) -> None:
+    """In the process of a condition: run it, and say how it went; nothing, if it was interrupted."""
+    try:
+        end.send(("", _run(condition, *arguments)))
+    except KeyboardInterrupt:  # its state is saved
+        os._exit(130)
+    except (TrainingDiverged, RecordError, OSError, ValueError, MemoryError) as error:
+        end.send((f"{type(error).__name__}: {error}", ()))
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM do what SIGINT does, where it can be: in a main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(condition: Condition, base: RunConfig, seeds: Sequence[int], out: str, fork: Fork | None) -> tuple[int, ...]:
-    """Train, analyse and thin out one condition, in a process of its own; the seeds that diverged."""
+    """Train, analyse and thin out one condition; the seeds that diverged."""
     torch.set_num_threads(1)
     config, folder = config_of(condition, base, seeds, fork), folder_of(out, condition)
     done = train(
@@ -260,16 +310,6 @@ def _thin_out(done: Record) -> None:
         kept.attrs = spectra.attrs
         with record.locked(done.folder):
             record.write_parquet(path, kept)
-
-
-def _outcome(condition: Condition, future: Future, folder: Path) -> Outcome:
-    try:
-        diverged = future.result()
-    except TrainingInterrupted:
-        raise KeyboardInterrupt from None
-    except (TrainingDiverged, RecordError, OSError, ValueError, MemoryError) as error:
-        return Outcome(condition.name, None, f"{type(error).__name__}: {error}")
-    return Outcome(condition.name, Record(folder), diverged=diverged)
 
 
 def _taken(out: str, conditions: Sequence[Condition], steps: Mapping[str, int]) -> int:

@@ -162,7 +162,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on_to_the_same_bits(how, tmp_path, runs):
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)
