@@ -323,6 +323,10 @@ RUN_BY = {
     "grokutils diagnose x --all-steps --json": ("tests/test_diagnose.py", "def test_a_run_by_its_name"),
     "papermill notebooks/02_train.ipynb runs/wd0.ipynb -p wd 0": (".ci/run", "runs/wd0.ipynb -p wd 0"),
     "papermill notebooks/02_train.ipynb -p wd 0.01 > out.ipynb": (".ci/run", "-p wd 0.01 > out.ipynb"),
+    "papermill notebooks/09_causes.ipynb runs/09_causes.ipynb -p seeds 2 -p scale quick": (
+        ".ci/run",
+        "runs/09_causes.ipynb -p seeds 2 -p scale quick",
+    ),
 }
 # Where a reader already is when the commands begin: CI starts from a fresh clone.
 GETTING_HERE = re.compile(r"git clone \S+( \S+)?|cd \S+")
