@@ -320,6 +320,7 @@ RUN_BY = {
         "def test_a_freshly_trained_checkpoint_in_a_process",
     ),
     "grokutils diagnose x": ("tests/test_diagnose.py", "def test_a_run_by_its_name"),
+    "grokutils diagnose x --harmful": ("tests/test_harm.py", "def test_from_a_shell"),
     "grokutils diagnose x --all-steps --json": ("tests/test_diagnose.py", "def test_a_run_by_its_name"),
     "papermill notebooks/02_train.ipynb runs/wd0.ipynb -p wd 0": (".ci/run", "runs/wd0.ipynb -p wd 0"),
     "papermill notebooks/02_train.ipynb -p wd 0.01 > out.ipynb": (".ci/run", "-p wd 0.01 > out.ipynb"),
