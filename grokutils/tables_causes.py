@@ -47,11 +47,12 @@ def printed_falls(compared: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for row in compared.to_dict("records"):
         diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
+        difference = (100 * row[name] for name in ("difference", "difference_low", "difference_high"))
         rows[TOPICS[row["topic"]], row["says"]] = {
-            "mean fall": _interval(row["fall"], row["fall_low"], row["fall_high"], ".3f"),
-            "fell by 5 points": f"{row['collapsed']} of {row['seeds']}{diverged}",
-            "difference to the control": _interval(row["difference"], row["difference_low"], row["difference_high"]),
-            "p, corrected": _p(row["p_holm"]), "the condition": row["verdict"] if np.isfinite(row["p"]) else _NONE,
+            "the condition": row["verdict"] if np.isfinite(row["p"]) else _NONE,
+            "mean fall, points": _interval(*(100 * row[name] for name in ("fall", "fall_low", "fall_high")), ".1f"),
+            "difference, points": _interval(*difference, "+.1f"), "p, corrected": _p(row["p_holm"]),
+            "fell": f"{row['collapsed']} of {row['seeds']}{diverged}",
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=[None, None])
 
