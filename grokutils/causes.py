@@ -111,7 +111,7 @@ def conditions(scale: str = "full") -> tuple[Cause, ...]:
         # -- what traps need
         Cause("clip", hooks=(_CLIP,), topic="traps", says="weights clipped at 4 standard deviations", quick=True),
         Cause("center", hooks=(_CENTER,), topic="traps", says="row means subtracted"),
-        Cause("clip-center", hooks=(_CENTER, _CLIP), topic="traps", says="both"),
+        Cause("clip-center", hooks=(_CENTER, _CLIP), topic="traps", says="clipped, and row means subtracted"),
         # -- negative controls
         Cause("random-labels", {"random_labels": 1.0}, topic="negative", says="random labels", quick=True),
         Cause("small-init", {"init_scale": 1.0}, topic="negative", says="ordinary initial scale", quick=True),
