@@ -57,7 +57,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(steps=200_000, forked_steps=200_000 - _GROKKED_STEP, seeds=10, out="results/causes"),
-    "quick": Scale(steps=60_000, forked_steps=40_000, seeds=2, out="runs/causes-quick"),
+    "quick": Scale(steps=40_000, forked_steps=30_000, seeds=2, out="runs/causes-quick"),
 }
 
 # Traps of 100 x 64 and 100 x 100 need weights of well over ten standard deviations or a shift of all; initial weights
