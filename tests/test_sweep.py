@@ -157,7 +157,7 @@ import sys
 from grokutils import RunConfig
 from grokutils.sweep import Condition, sweep
 if __name__ == "__main__":
-    base = RunConfig.recipe("express", steps=6_000, width=16)
+    base = RunConfig.recipe("express", steps=40_000, width=16)
     sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=2, progress=False)
 """
 
@@ -176,7 +176,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(how, tmp_path, runs):
     finally:
         process.wait(timeout=60)
     assert (folder / "state.safetensors").is_file() and not load_record(folder).complete, "it was in the middle"
-    base = BASE.replace(steps=6_000)
+    base = BASE.replace(steps=40_000)
     found = sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=1, progress=False)
     assert len(found[0].record.provenance["sessions"]) >= 2
     whole = train(config_of(Condition("a"), base, [0]), "whole", threads=1, progress=False)
