@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .outcomes import FALL
 from .phases import NETWORK_CONTROLS, find_phases
 from .study import NAMES, Study
 
@@ -25,8 +26,7 @@ __all__ = [
     "watch",
 ]  # fmt: skip
 
-#: What counts as a fall, in accuracy; how many measurements make a signal; how many make a range.
-FALL = 0.05
+#: How many measurements make a signal; how many make a range.
 LASTING = 3
 _FEWEST = 5
 _RESAMPLES = 1000
@@ -39,7 +39,7 @@ class Signal:
     name: str
     #: A layer, or ``network``.
     where: str
-    #: ``below`` and ``above`` a threshold; ``more``: above its value when it first lasted above `usual_first`;
+    #: ``below`` and ``above`` a threshold; ``more``: above its value where it first lasted above a half;
     #: ``away``: outside its range before the test accuracy rose, in widths of that range.
     kind: str
     usual: float
