@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .outcomes import FALL
-from .phases import NETWORK_CONTROLS, find_phases
+from .phases import NETWORK_CONTROLS, early_range, find_phases, onset
 from .study import NAMES, Study
 
 __all__ = [
@@ -26,9 +26,10 @@ __all__ = [
     "watch",
 ]  # fmt: skip
 
-#: How many measurements make a signal; how many make a range.
+#: How many measurements make a signal.
 LASTING = 3
-_FEWEST = 5
+#: Traps in the mean over the shuffles that make a layer one with traps.
+_TRAPPED_FROM = 0.5
 _RESAMPLES = 1000
 
 
@@ -141,26 +142,17 @@ def _score(signal: Signal, at: np.ndarray, value: np.ndarray, rise: int | None) 
     elif signal.kind == "above":
         score = value
     elif signal.kind == "more":
-        score = value - _first_lasting(value)
+        first = onset(np.arange(len(value)), value >= _TRAPPED_FROM, LASTING)
+        # all three measured, unlike an onset at the end of a record: what is watched is not over yet
+        lasted = first is not None and first <= len(value) - LASTING
+        score = value - (value[first] if lasted else np.inf)
     else:
-        count = max(int((at < rise).sum()) if rise is not None else 0, _FEWEST)
-        reference = value[:count][np.isfinite(value[:count])]
-        if reference.size < 2:
+        if (found := early_range(at, value, rise)) is None:
             return np.full(len(value), -np.inf)
-        low, high = reference.min(), reference.max()
-        width = max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-300)
+        count, low, high, width = found
         score = np.maximum(value - high, low - value) / width
         score[:count] = -np.inf
     return np.where(np.isnan(score), -np.inf, score)
-
-
-def _first_lasting(value: np.ndarray, trapped_from: float = 0.5) -> float:
-    """The value where it first lasts above a half; infinite if it never does."""
-    holds = value >= trapped_from
-    for i in range(len(value) - LASTING + 1):
-        if holds[i : i + LASTING].all():
-            return float(value[i])
-    return np.inf
 
 
 def threshold_of(signal: Signal) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["LAYER_CONTROLS", "NETWORK_CONTROLS", "Phases", "find_phases", "lead_times", "onset"]
+__all__ = ["LAYER_CONTROLS", "NETWORK_CONTROLS", "Phases", "early_range", "find_phases", "lead_times", "onset"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,30 @@ def onset(steps: np.ndarray, holds: np.ndarray, lasting: int = 3) -> int | None:
     return None
 
 
+# A range needs a few measurements to mean anything.
+_FEWEST = 5
+
+
+def early_range(
+    steps: np.ndarray, values: np.ndarray, rise: int | None
+) -> tuple[int, float, float, float] | None:
+    """The range of a signal before the test accuracy rose: of how many values, the smallest, the largest, and its
+    width; None if fewer than two of them are finite.
+
+    >>> early_range(np.array([1, 2, 3, 4, 5, 6]), np.array([3.0, 2.0, 4.0, 3.0, 3.0, 9.0]), rise=6)
+    (5, 2.0, 4.0, 2.0)
+
+    Five values are taken if there are fewer before the rise, or none. The width is never below a 1e-9 of the values:
+    what rounding does to a constant signal is no change.
+    """
+    count = max(int((steps < rise).sum()) if rise is not None else 0, _FEWEST)
+    reference = values[:count][np.isfinite(values[:count])]
+    if reference.size < 2:
+        return None
+    low, high = float(reference.min()), float(reference.max())
+    return count, low, high, max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-300)
+
+
 # What is measured of each layer and serves as a control of alpha and of the traps, and of the network.
 LAYER_CONTROLS = (
     "max_over_std", "kurtosis", "mean_over_std", "spectral_norm", "l2_norm", "stable_rank", "effective_rank",
@@ -121,10 +145,6 @@ NETWORK_CONTROLS = (
     "l2_norm", "activation_sparsity_text", "activation_sparsity_notebook", "absolute_weight_entropy_text",
     "absolute_weight_entropy_notebook", "circuit_complexity_text", "circuit_complexity_notebook",
 )  # fmt: skip
-
-# A range needs a few measurements to mean anything.
-_FEWEST = 5
-
 
 def lead_times(
     metrics: pd.DataFrame,
@@ -262,14 +282,9 @@ class _Signals:
 
     def _control(self, layer: str, name: str, frame: pd.DataFrame) -> dict:
         step, value = frame.step.to_numpy(), frame[name].to_numpy(dtype=float)
-        before = step < self.rise if self.rise is not None else np.zeros(len(step), bool)
-        count = max(int(before.sum()), _FEWEST)
-        reference = value[:count][np.isfinite(value[:count])]
-        if reference.size < 2:
+        if (found := early_range(step, value, self.rise)) is None:
             return self._row(layer, name, None)
-        low, high = reference.min(), reference.max()
-        # rounding is no change: a constant control has a range of width zero
-        width = max(high - low, 1e-9 * max(abs(low), abs(high)))
+        count, low, high, width = found
         low, high = low - width, high + width
         out = (value < low) | (value > high)
         out[:count] = False
