@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .forgetting import INPUTS, confusion, first_layer_edits, kept_networks
 from .intervention_study import ALL, REMOVALS, STRENGTHS
@@ -247,11 +248,17 @@ def regrowth_curves(data: Study, frame: pd.DataFrame) -> Figure:
             grid[-1, column].set_xlabel("optimisation steps since the fork")
         for row, layer in enumerate(layers):
             grid[row, 0].set(ylabel=f"{layer}: largest shuffled\neigenvalue / threshold", yscale="log")
-        grid[-1, 0].set(ylabel="test accuracy", ylim=(0, 1.04), xscale="symlog")
+            grid[row, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            grid[row, 0].yaxis.set_major_formatter("{x:g}")
+            grid[row, 0].yaxis.set_minor_formatter(NullFormatter())
+        grid[-1, 0].set(ylabel="test accuracy", ylim=(0, 1.04))
+        grid[-1, 0].set_xscale("symlog", linthresh=1, linscale=0.4)  # the steps are 0, 1, ...
+        grid[-1, 0].set_xlim(0, None)
         if frame.empty:
             grid[0, 0].text(0.05, 0.5, f"not measured for {data.place}", transform=grid[0, 0].transAxes, fontsize=8)
         else:
-            grid[-1, -1].legend(fontsize=8, loc="lower right", edgecolor="none", framealpha=0.8)
+            handles, labels = grid[-1, -1].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
         shown = f"{frame.member.nunique()} of {data.n} networks trained on" if len(frame) else ""
         _headed(figure, data, shown)
     return _shown_once(figure)

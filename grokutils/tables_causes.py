@@ -52,7 +52,7 @@ def printed_falls(compared: pd.DataFrame) -> pd.DataFrame:
             "the condition": row["verdict"] if np.isfinite(row["p"]) else _NONE,
             "mean fall, points": _interval(*(100 * row[name] for name in ("fall", "fall_low", "fall_high")), ".1f"),
             "difference, points": _interval(*difference, "+.1f"), "p, corrected": _p(row["p_holm"]),
-            "fell": f"{row['collapsed']} of {row['seeds']}{diverged}",
+            "fell": f"{row['collapsed']} of {row['seeds']}".replace(" ", "\N{NO-BREAK SPACE}") + diverged,
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=[None, None])
 
