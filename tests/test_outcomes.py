@@ -126,7 +126,7 @@ def test_figures_and_tables(found, rows):
     assert titles == [cause.says for cause in TABLE[:4]]
     assert isinstance(condition_panels(found, TABLE[-1:]), Figure)
     printed = printed_falls(compared)
-    assert printed.loc[("Norm", "decay"), "fell"] == f"0 of {SEEDS}"
+    assert printed.loc[("Norm", "decay"), "fell"] == f"0\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{SEEDS}"
     assert printed.loc[("As it is", "as it is"), "difference, points"] == "–"
     ends = printed_ends(rows, TABLE)
     assert ends.loc[("As it is", "as it is"), "traps of FC1"] == "4.0" and len(ends) == 6
