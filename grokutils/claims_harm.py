@@ -11,10 +11,12 @@ import math
 from .evidence_harm import (
     answer_is,
     answers_told_by_norm,
+    layers_trapped_again,
     likeness,
     near_prototype,
     piled,
     planted,
+    planted_ever,
     raised,
     regrown,
     relieved,
@@ -25,7 +27,7 @@ from .evidence_harm import (
     undone,
     undone_beside_random,
 )
-from .findings import median
+from .findings import mean, median
 from .judging import Claim, Part, Range
 
 __all__ = ["HARM_CLAIMS", "HARM_TOPIC"]
@@ -84,24 +86,30 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "P2 abstract", "they can", ("wd0",),
         (
             Part("share of planted traps that lower test accuracy by ten points with the training set still known",
-                 median("wd0", planted), _at_least(0.25, 0.05), "some"),
+                 mean("wd0", planted), _at_least(0.25, 0.05), "some", ".4f"),
+            Part("networks in which any of them did", share_of_known("wd0", planted_ever)),
         ),
         "One large weight, four, or the mean of all, in either hidden layer, at one, two and four times the size at which they "
-        "are a trap. The papers plant none: they read forgetting off spectra. This is the test by intervention.",
+        "are a trap. The papers plant none: they read forgetting off spectra. This is the test by intervention. A single case would "
+        "satisfy *can*; what is judged is whether it is more than rare.",
     ),
     Claim(
         "trap-regrows", "harm", "A trap grows back",
         "When training goes on, a trap that was taken out comes back.",
         "P3 Appendix B.3", "it comes back; no numbers printed", ("wd0",),
         (
+            *(Part(f"share of a network's layers that hold a trap again, trained on from {_STARTS[start]}",
+                   mean("wd0", layers_trapped_again(start, tuple(_LAYERS))), _at_least(0.9, 0.5), "all")
+              for start in _STARTS),
             *(Part(f"networks with a trap in {name} again, trained on from {_STARTS[start]}",
-                   share_of_known("wd0", trapped_again(start, layer)), _at_least(0.9, 0.5), "all")
+                   share_of_known("wd0", trapped_again(start, layer)))
               for start in _STARTS for layer, name in _LAYERS.items()),
             *(Part(f"its size over that where nothing was done, {name}, from {_STARTS[start]}",
                    median("wd0", regrown(start, layer)))
               for start in _STARTS for layer, name in _LAYERS.items()),
         ),
-        "The largest trap of each hidden layer is taken out and the network trained on with a fresh optimiser.",
+        "The largest trap of each hidden layer is taken out and the network trained on with a fresh optimiser. Only layers "
+        "without another trap at that moment can show one growing.",
     ),
     Claim(
         "answers-pile", "harm", "Answers pile on one class",

@@ -137,7 +137,8 @@ def _claim(judged: Judged, claim: Claim) -> str:
         for scale, own in found.items()
         if own.reasons
     )
-    remark = f"<p class='small'>{html.escape(claim.remark)}</p>" if claim.remark else ""
+    remarks = ["One part that fails refutes this claim."] * claim.exclusive + [claim.remark] * bool(claim.remark)
+    remark = f"<p class='small'>{html.escape(' '.join(remarks))}</p>" if remarks else ""
     return (
         f"<div class='claim' id='claim-{claim.id}'><p class='title'>{html.escape(claim.title)}</p>"
         f"<p>{html.escape(claim.statement)}</p>"

@@ -32,6 +32,7 @@ __all__ = [
     "alarmed",
     "alpha_against_erg",
     "any_of",
+    "before_rise",
     "below",
     "best_accuracy",
     "change_over",
@@ -48,6 +49,7 @@ __all__ = [
     "mean_over",
     "none_over",
     "outnumber",
+    "over_start",
     "peak_over_learnt",
     "peak_step",
     "rank_correlation",
@@ -109,8 +111,8 @@ class Source:
             raise self.short(f"this is judged at {self.horizon:,}")
 
     def past_the_peak(self, member: int) -> None:
-        peak = self.phases(member).peak
-        if not self.ended and (peak is None or self.study.step < _PAST * peak):
+        peak, best = self.phases(member).peak, self.phases(member).peak_accuracy
+        if not self.ended and best < 1 and (peak is None or self.study.step < _PAST * peak):
             raise self.short("its test accuracy may still rise")
 
     def mark(self, member: int, phase: str) -> int | None:
@@ -329,11 +331,28 @@ def size(quantity: Quantity) -> Quantity:
     return lambda source, member: abs(quantity(source, member))
 
 
+def before_rise(where: str, column: str) -> Quantity:
+    """A column at the last analysed step before the network's own test accuracy rises; NaN if it never does."""
+
+    def quantity(source: Source, member: int) -> float:
+        rise = source.phases(member).grokking
+        if rise is None:
+            source.until_the_end()
+            return np.nan
+        found = source.series(member, where, column)
+        return float(found[found.index <= rise].iloc[-1])
+
+    return quantity
+
+
+def over_start(quantity: Quantity, where: str, column: str) -> Quantity:
+    """Something over a column's value at the start."""
+    return lambda source, member: quantity(source, member) / source.series(member, where, column).iloc[0]
+
+
 def growth(phase: str, where: str, column: str) -> Quantity:
     """A column where a phase is read, over its value at the start."""
-    return lambda source, member: (
-        source.read(member, phase, where, column) / source.series(member, where, column).iloc[0]
-    )
+    return over_start(read(phase, where, column), where, column)
 
 
 def falls(where: str, column: str = "alpha") -> Quantity:

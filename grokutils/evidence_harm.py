@@ -12,7 +12,7 @@ or holds no interventions.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,8 @@ from .regrowth import regrowth_of
 from .tables_harm import injections, judged_traps, removals
 
 __all__ = [
-    "answer_is", "answers_told_by_norm", "likeness", "near_prototype", "piled", "planted", "raised", "regrown", "relieved",
-    "same_when_shuffled", "share_of_known", "told", "trapped_again", "undone", "undone_beside_random",
+    "answer_is", "answers_told_by_norm", "layers_trapped_again", "likeness", "near_prototype", "piled", "planted",
+    "planted_ever", "raised", "regrown", "relieved", "same_when_shuffled", "share_of_known", "told", "trapped_again", "undone", "undone_beside_random",
 ]  # fmt: skip
 
 _RESAMPLES = 1000
@@ -101,6 +101,12 @@ def planted(source: Source, member: int) -> float:
     return float(((own.test_change <= -0.1) & known).mean()) if len(own) else np.nan
 
 
+def planted_ever(source: Source, member: int) -> float:
+    """Whether any injected trap did so (1 or 0); NaN of a network without injections."""
+    share = planted(source, member)
+    return share if np.isnan(share) else float(share > 0)
+
+
 def told(key: str, operation: str, score: str = "js") -> Test:
     """Youden's J, hits minus false alarms, of "the score is over a threshold" for traps whose removal moves the test
     accuracy by more than two points; judged on networks of odd number, the threshold chosen on those of even number."""
@@ -154,11 +160,25 @@ def regrown(start: str, layer: str) -> Quantity:
 
 
 def trapped_again(start: str, layer: str) -> Quantity:
-    """Whether there is a trap after training on (1 or 0); NaN of a network that was not forked."""
+    """Whether there is a trap after training on (1 or 0); NaN of a network that was not forked, and of one that holds
+    another trap once its largest is taken out: there nothing shows whether one has grown."""
 
     def quantity(source: Source, member: int) -> float:
-        end = _at_end(source, member, start, layer)
-        return float(end.traps["traps taken out"] >= 0.5) if len(end) else np.nan
+        frame = _regrowth(source)
+        own = frame[(frame.start == start) & (frame.layer == layer) & (frame.member == member)]
+        traps = own[own.arm == "traps taken out"].sort_values("step").traps
+        return float(traps.iloc[-1] >= 0.5) if len(traps) and traps.iloc[0] < 0.5 else np.nan
+
+    return quantity
+
+
+def layers_trapped_again(start: str, layers: Sequence[str]) -> Quantity:
+    """The share of a network's layers without a trap at the fork that hold one after training on; NaN if none is."""
+
+    def quantity(source: Source, member: int) -> float:
+        found = [trapped_again(start, layer)(source, member) for layer in layers]
+        known = [value for value in found if np.isfinite(value)]
+        return float(np.mean(known)) if known else np.nan
 
     return quantity
 

@@ -38,7 +38,7 @@ RULE = (
     "number is not even close and the interval does not touch what agrees; otherwise it is partly so. With fewer than "
     f"{FEWEST} networks there is no interval, and the number alone decides. A claim replicates if all its judged parts "
     "do, does not if none of them does even partly, and is partly so otherwise. It is not yet measured as long as any "
-    "judged part is not."
+    "judged part is not. A claim that says always, only or none does not replicate as soon as one part does not."
 )
 
 
@@ -118,6 +118,8 @@ class Claim:
     needs: tuple[str, ...]
     parts: tuple[Part, ...]
     remark: str = ""
+    #: It says "always", "only" or "none", so that one part that fails refutes it.
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Judged:
     def _claim(self, claim: Claim) -> dict[str, Any]:
         plain = {
             name: getattr(claim, name)
-            for name in ("id", "topic", "title", "statement", "source", "paper", "remark")
+            for name in ("id", "topic", "title", "statement", "source", "paper", "remark", "exclusive")
         }
         results = {
             scale: {"verdict": own.verdict, "parts": [_plain_part(p) for p in own.parts]}
@@ -268,7 +270,7 @@ def judge_claim(claim: Claim, sources: Mapping[str, Source]) -> ClaimJudged:
     """Judge one claim on records at hand; `_Sources` says what is missing, a plain dict will do if nothing is."""
     parts = tuple(_judge_part(part, claim, sources) for part in claim.parts)
     given = [part.verdict for part in parts if part.verdict]
-    return ClaimJudged(_combined(given), parts)
+    return ClaimJudged(_combined(given, claim.exclusive), parts)
 
 
 def _judge_part(part: Part, claim: Claim, sources: Mapping[str, Source]) -> PartJudged:
@@ -285,9 +287,11 @@ def _judge_part(part: Part, claim: Claim, sources: Mapping[str, Source]) -> Part
     return PartJudged(part.label, part.paper, rule if judged else "", part.style, verdict, found, reason)
 
 
-def _combined(verdicts: Sequence[str]) -> str:
+def _combined(verdicts: Sequence[str], exclusive: bool = False) -> str:
     """The verdict on a claim from those on its parts; see `RULE`."""
     replicates, _, does_not, unmeasured = VERDICTS
+    if exclusive and does_not in verdicts:
+        return does_not
     if unmeasured in verdicts:
         return unmeasured
     for all_alike in (replicates, does_not):

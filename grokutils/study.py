@@ -242,9 +242,9 @@ class Study:
 
     @cached_property
     def average_alpha(self) -> pd.DataFrame:
-        """``step``, ``member`` and ``alpha``, the mean over `layers`; NaN where one of them has none."""
+        """``step``, ``member``, ``alpha`` and ``alpha_clipped``, means over `layers`; NaN where one of them has none."""
         followed = self.diagnostics[self.diagnostics.layer.isin(self.layers)]
-        mean = followed.groupby(list(_WHERE)).alpha.agg(lambda a: a.mean(skipna=False))
+        mean = followed.groupby(list(_WHERE))[["alpha", "alpha_clipped"]].agg(lambda a: a.mean(skipna=False))
         return mean.reset_index()
 
     @cached_property

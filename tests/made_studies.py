@@ -60,7 +60,8 @@ def made(
                 eigenvalues = np.geomspace(1, 100, min(rows, columns)) * (1 + 0.01 * i)
                 diagnostics.append(dict.fromkeys(DIAGNOSTICS, np.nan) | where | {
                     "layer": layer, "rows": rows, "columns": columns, "alpha": alpha[layer][i] + shift * member,
-                    "alpha_sigma": 0.5, "traps": float(traps[layer][i]), "n_tail": 10, "xmin": 5.0,
+                    "alpha_sigma": 0.5, "alpha_clipped": alpha[layer][i] + shift * member - 0.1,
+                    "traps": float(traps[layer][i]), "n_tail": 10, "xmin": 5.0,
                     "sigma_mp": 1.0 - 0.01 * i, "ks_D": 0.01 * i, "ks_p": 0.5 / (1 + i) ** 2, "ks_p_textbook": 1.0,
                     "max_over_std": 3.0 + i, "mean_over_std": (-1) ** member * 0.05 * i, "kurtosis": 3.0 + i,
                     "l2_norm": norm, "spectral_norm": norm / 2, "stable_rank": 20.0 - i, "effective_rank": 30.0 - i,

@@ -22,7 +22,7 @@ from grokutils.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with
 from grokutils.claims_causes import CAUSE_CLAIMS
 from grokutils.claims_harm import HARM_CLAIMS
 from grokutils.claims_page import details, overview, records, rule
-from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, read
+from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, before_rise, best_accuracy, read
 from grokutils.findings import (
     FEWEST,
     Finding,
@@ -198,17 +198,17 @@ CASES = {
     "alpha-warns": [(S,), (half(S, but(late=True)),), (but(fc1=(4.0, 3.2, 2.5), fc2=(4.6, 2.4, 2.5)),)],
     "alpha-warns-alone": [
         (but(measures=(1.0, 1.0, 1.0)), KEPT),
-        (but(measures=(1.0, 2.0, 2.0)), replace(KEPT, measures=(1.0, 1.0, 1.0))),
+        (half(but(measures=(1.0, 2.0, 2.0)), but(measures=(1.0, 1.0, 1.0))), replace(KEPT, measures=(1.0, 1.0, 1.0))),
         (but(fc1=(4.0, 3.2, 3.0), fc2=(4.6, 2.4, 2.4)), replace(KEPT, measures=(1.0, 1.0, 1.0))),
     ],
     "alpha-alone-three": [
         (but(measures=(1.0, 2.0, 2.0)),),
-        (but(measures=(1.0, 2.0, 3.0)),),
+        (half(but(measures=(1.0, 2.0, 3.0)), but(measures=(1.0, 2.0, 2.0))),),
         (but(measures=(1.0, 2.0, 3.0), fc1=(4.0, 4.0, 4.0), fc2=(4.0, 4.0, 4.0)),),
     ],
     "setol-alignment": [(S,), (half(S, but(erg=-1.0)),), (but(erg=-1.0),)],
     "no-traps-before": [
-        (S,), (but(traps1=(0, 1, 6)),), (but(traps1=(1, 1, 6), traps2=(1, 1, 1)),),
+        (S,), (half(S, but(traps1=(0, 1, 6))),), (but(traps1=(0, 1, 6)),),
     ],
     "traps-at-collapse": [(S,), (but(traps2=(0, 0, 0)),), (but(traps1=(0, 0, 0), traps2=(0, 0, 0)),)],
     "many-and-one": [(S,), (but(traps1=(0, 0, 1.5)),), (but(traps1=(0, 0, 0), traps2=(0, 0, 4)),)],
@@ -227,7 +227,7 @@ CASES = {
         (S,), (but(traps2=(0, 0, 0)),), (but(traps1=(6, 6, 0), traps2=(1, 1, 0), strength=(5, 5, 1)),),
     ],
     "random-before": [(S,), (but(p=(0.5, 0.01, 0.002)),), (but(p=(0.01, 0.01, 0.002)),)],
-    "deviates-after": [(S,), (but(D=(0.01, 0.01, 0.02)),), (but(p=(0.5, 0.5, 0.5), D=(0.01, 0.01, 0.02)),)],
+    "deviates-after": [(S,), (half(S, but(p=(0.5, 0.5, 0.5))),), (but(p=(0.5, 0.5, 0.5), D=(0.01, 0.01, 0.02)),)],
     **{
         f"{name}-blind": [(S,), ((but(measures=(1.0, 2.0, 3.0)),) * 2 + (S,) * 4,), (but(measures=(1.0, 2.0, 3.0)),)]
         for name in ("activation-sparsity", "weight-entropy", "circuit-complexity")
@@ -389,6 +389,24 @@ def test_a_claim_is_what_its_judged_parts_are_together(values, together):
     shown = [Part("not judged", test_of(value)) for value in (0, None)]
     claim = Claim("x", "phases", "X", "X.", "P1", "1", (), (*parts, *shown))
     assert judge_claim(claim, {}).verdict == together
+    # "always": one part that fails settles it
+    assert judge_claim(replace(claim, exclusive=True), {}).verdict == (NO if 0 in values else together)
+
+
+def test_what_cannot_rise_any_more_is_past_its_peak():
+    early = dict(until=1.2 * PEAK)
+    with pytest.raises(NotMeasured, match="may still rise"):
+        best_accuracy(run(S, **early), 0)
+    assert best_accuracy(run(but(learnt=1.0, best=1.0), **early), 0) == 1.0
+
+
+def test_before_its_own_rise():
+    found = run(but(norm=(1.0, 5.0, 5.0)))
+    rise = found.phases(0).grokking
+    value = before_rise("network", "l2_norm")(found, 0)
+    norm = found.series(0, "network", "l2_norm")
+    assert value == norm[norm.index <= rise].iloc[-1] < 5
+    assert np.isnan(before_rise("network", "l2_norm")(run(but(learnt=0.5, best=0.5, end=0.5)), 0))
 
 
 # -- numbers over networks ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ CASES = {
 }  # fmt: skip
 
 
-def source(js=(0.01, 0.5), wrong=0, removed=-0.5, random=-0.3, raises=0.0, planted=0.0, traps=(1.0, 1.0), pile=0.1,
+def source(js=(0.01, 0.5), wrong=0, removed=-0.5, random=-0.3, raises=0.0, planted=0.0, traps=(1.0, 1.0), left=0.0, pile=0.1,
            replaced=0.1, same=0.1, norm=0.2, like=0.0, near=0.5, story=S):  # fmt: skip
     found = run(*(story,) * N)
     rows, forks, piled, norms, shapes, nears = [], [], [], [], [], []
@@ -57,9 +57,10 @@ def source(js=(0.01, 0.5), wrong=0, removed=-0.5, random=-0.3, raises=0.0, plant
         for start in ("best", "last"):
             for layer, count in zip(("fc1", "fc2"), traps, strict=True):
                 forks += [
-                    {"step": 9, "member": m, "start": start, "arm": arm, "layer": layer, "traps": count, "trap_strength": 2.0}
-                    for arm in ARMS
-                ]
+                    {"step": step, "member": m, "start": start, "arm": arm, "layer": layer, "traps": traps_then,
+                     "trap_strength": 2.0}
+                    for step, traps_then in ((0, left), (9, count)) for arm in ARMS
+                ]  # fmt: skip
         for when, edit, share in (("best", "as it is", 0.1), ("last", "as it is", 0.1 + pile),
                                   ("last", "first trap of FC1 replaced by noise", 0.1 + pile - replaced)):  # fmt: skip
             piled.append({"member": m, "when": when, "edit": edit, "kind": INPUTS[0], "share": share, "answer": 5})
@@ -116,3 +117,8 @@ def test_only_forked_networks_count():
     evidence_harm._seen[found]["regrowth"] = own[own.member < 6]
     parts = judge_claim(BY_ID["trap-regrows"], {"wd0": found}).parts
     assert parts[0].finding.n == 6 and parts[-1].finding.value == 1.0
+
+
+def test_a_layer_with_another_trap_left_says_nothing_of_regrowth():
+    found = judge_claim(BY_ID["trap-regrows"], {"wd0": source(left=1.0)})
+    assert found.verdict == UNMEASURED and all("no network" in why for why in found.reasons)

@@ -67,7 +67,11 @@ def test_the_average_of_table_1_is_that_of_its_layers():
 
 def test_table_1(studies):
     tidy = table_1(*studies)
-    ours = tidy[tidy.source.str.startswith(studies[0].place + ":")].set_index(["quantity", "phase"])
+    ours = tidy[tidy.source == f"{studies[0].place}: express, 3 seeds"].set_index(["quantity", "phase"])
+    clipped = tidy[tidy.source == f"{studies[0].place}: express, 3 seeds, clipped"].set_index(["quantity", "phase"])
+    assert len(clipped) == len(ours)
+    of_fc1 = studies[0].diagnostics.query("layer == 'fc1' and step == 100_000").alpha_clipped
+    assert clipped.loc[("fc1", "anti-grokking"), "mean"] == pytest.approx(of_fc1.mean())
     assert ours.loc[("fc1", "anti-grokking"), "mean"] == pytest.approx(1.6)
     assert ours.loc[("fc1", "anti-grokking"), "spread"] == pytest.approx(0.1), "n - 1 in the denominator"
     assert ours.loc[("fc1", "anti-grokking"), "text"] == "1.60 ± 0.10"
@@ -83,7 +87,8 @@ def test_what_has_no_alpha_is_left_out_and_counted(tmp_path):
     at_end = (data.diagnostics.step == 100_000) & (data.diagnostics.layer == "fc1")
     data.diagnostics.loc[at_end & (data.diagnostics.member == 1), "alpha"] = math.nan
     tidy = table_1(data)
-    cell = tidy[(tidy.quantity == "fc1") & (tidy.phase == "anti-grokking") & tidy.source.str.startswith(data.place + ":")].iloc[0]
+    ours = tidy[tidy.source.str.startswith(data.place + ":") & ~tidy.source.str.endswith("clipped")]
+    cell = ours[(ours.quantity == "fc1") & (ours.phase == "anti-grokking")].iloc[0]
     assert (cell.n, cell["of"]) == (2, 3) and cell["mean"] == pytest.approx(1.6)
     assert cell.text == "1.60 ± 0.14 (2 of 3)"
 
@@ -91,7 +96,8 @@ def test_what_has_no_alpha_is_left_out_and_counted(tmp_path):
 def test_one_network_has_no_spread_and_a_missing_phase_no_number(tmp_path):
     data = made(tmp_path / "x", (NEVER,))
     tidy = table_1(data)
-    ours = tidy[tidy.source.str.startswith(data.place + ":")].set_index(["quantity", "phase"]).text
+    own = tidy[tidy.source.str.startswith(data.place + ":") & ~tidy.source.str.endswith("clipped")]
+    ours = own.set_index(["quantity", "phase"]).text
     assert ours["fc1", "pre-grokking"] == "1.50" and ours["fc1", "grokking"] == "–"
 
 
@@ -140,7 +146,7 @@ def test_printed_keeps_the_order_and_every_number(studies):
         assert row.text in {text.replace("\u00a0", " ") for text in shown.loc[(row.quantity, row.source)]}
     # a record beside itself, and beside itself read elsewhere
     twice = printed(table_1(studies[0], studies[0], studies[0].at_steps(TABLE_STEPS)))
-    assert sum("at the paper's steps" in source for _, source in twice.index) == 3 and not twice.index.duplicated().any()
+    assert sum("at the paper's steps" in source for _, source in twice.index) == 6 and not twice.index.duplicated().any()
 
 
 def test_the_largest_jump_of_alpha(tmp_path):
