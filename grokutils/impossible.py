@@ -2,6 +2,8 @@
 
 >>> round(excess_over_smallest_alpha(1.0)({}).value, 3)
 -0.005
+>>> round(excess_after_rounding(1.0)({}).value, 3), round(excess_after_rounding(0.9)({}).value, 3)
+(0.045, -0.055)
 >>> round(points_for(0.3044, 1.877e-5)({}).value)
 60
 """
@@ -9,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import SupportsFloat
 
 import numpy as np
@@ -20,7 +23,9 @@ from .spectra import CUTOFF
 
 __all__ = [
     "decades_off",
+    "excess_after_rounding",
     "excess_over_smallest_alpha",
+    "networks_for_spread",
     "points_for",
     "random_share",
     "smallest_alpha",
@@ -42,8 +47,41 @@ def smallest_alpha(entries: int = 200 * 784) -> float:
 
 
 def excess_over_smallest_alpha(mean: SupportsFloat) -> Test:
-    """How far a printed mean lies above `smallest_alpha`; negative for one that no successful fits can have."""
+    """How far a printed mean lies above `smallest_alpha`, its digits taken for exact.
+
+    A negative number alone shows nothing impossible: the mean may have been rounded (`excess_after_rounding`).
+    """
     return lambda sources: Finding(float(mean) - smallest_alpha())
+
+
+def excess_after_rounding(mean: SupportsFloat) -> Test:
+    """How far the largest mean that is printed so lies above `smallest_alpha`; negative for one that no successful
+    fits can have: 0.9 stands for at most 0.95, but 1.0 for at most 1.05, which they can."""
+    return lambda sources: Finding(_largest(mean) - smallest_alpha())
+
+
+def networks_for_spread(mean: SupportsFloat, spread: str) -> Test:
+    """The fewest networks that can have a printed mean of alpha and standard deviation, rounding allowed for.
+
+    >>> networks_for_spread(1.0, "0.40")({}).value
+    77.0
+
+    No alpha is below `smallest_alpha`, so with a mean near it the spread is largest if all networks but one are there:
+    sqrt(n) times the excess of the mean (n - 1 in the denominator). A large number makes the pair implausible, not
+    impossible; infinity is impossible.
+    """
+    excess = _largest(mean) - smallest_alpha()
+    least = float(spread) - _half_unit(spread)
+    return lambda sources: Finding(float(max(2, math.ceil((least / excess) ** 2))) if excess > 0 else math.inf)
+
+
+def _largest(printed: SupportsFloat) -> float:
+    return float(printed) + _half_unit(str(printed).partition("±")[0])
+
+
+def _half_unit(text: str) -> float:
+    """Half a unit of the last digit of a printed number: 0.05 for 1.0."""
+    return 0.5 * 10.0 ** int(Decimal(text.strip(" ≈~")).as_tuple().exponent)
 
 
 def decades_off(D: SupportsFloat, p: SupportsFloat, n: int) -> Test:

@@ -90,8 +90,8 @@ _STEPS = "read at about 1e5, at 1e6 and at 1e7 steps of the MNIST experiment"
 TABLE_1 = Table(
     "Table 1",
     f"P1, Table 1: alpha at weight decay 0, {_STEPS}",
-    "The estimator is always greater than 1 and a failed fit is coded -1, so that a mean of 1.0 over seeds can "
-    "only be one that averages failure codes in. The number of seeds is not stated.",
+    "The estimator is always greater than 1 and a failed fit is coded -1, so that a mean of 1.0 with a "
+    "spread of 0.40 is hardly possible unless it averages failure codes in. The number of seeds is not stated.",
     {
         "fc1": _row("4.0 ± 1.3", "3.2 ± 0.6", "1.0 ± 0.40"),
         "fc2": _row("4.6 ± 0.5", "2.4 ± 0.1", "1.4 ± 0.24"),

@@ -500,7 +500,9 @@ def test_thresholds_are_the_best_there_are():
 def test_no_claim_of_arithmetic_rests_on_a_record_and_each_could_have_been_right():
     judged = judge({}, CLAIMS, progress=False)
     assert set(judged.results["arithmetic"]) == {"alpha-at-most-1", "ks-pair", "ks-peak-random", "trap-size"}
-    assert {one.verdict for one in judged.results["arithmetic"].values()} == {NO}
+    own = {name: one.verdict for name, one in judged.results["arithmetic"].items()}
+    # 1.0 could have been rounded from a mean that is possible; 0.9 could not
+    assert own.pop("alpha-at-most-1") == PARTLY and set(own.values()) == {NO}
     assert impossible.excess_over_smallest_alpha(1.4)({}).value > 0
     p = stats.kstwo.sf(0.1, 200)
     assert impossible.decades_off(0.1, p, 200)({}).value == pytest.approx(0)
