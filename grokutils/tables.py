@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from .phases import lead_times
+from .phases import find_phases, lead_times
 from .published import PHASES, TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_2_LATER, TABLE_4, Table
 from .study import NAMES, Study
 
@@ -23,6 +23,7 @@ __all__ = [
     "alpha_jumps",
     "cliffs_delta",
     "counted",
+    "course_in_words",
     "effect_sizes",
     "faultless",
     "fitted_rules",
@@ -278,6 +279,47 @@ def printed_jumps(*studies: Study) -> pd.DataFrame:
                 "eigenvalues moved by": f"{row['moved']:.2%}",
             }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# -- one network's story --------------------------------------------------------------------------------------
+
+
+def course_in_words(data: Study, member: int | None = None) -> str:
+    """What became of one network (the first by default): its accuracies, and alpha and the traps at its fall.
+
+    >>> course_in_words(study("results/mnist-wd0"))                  # doctest: +SKIP
+    """
+    member = data.members[0] if member is None else member
+    own = data.metrics[data.metrics.member == member]
+    told = f"*{data.label}.*"
+    five, ten = (find_phases(own, drop=drop) for drop in (0.05, 0.10))
+    if five.memorised is None:
+        return f"{told} The training set is not learnt."
+    said = [f"{told} The training set is learnt at step {five.memorised:,}. Test accuracy is best, {five.peak_accuracy:.3f}, "
+            f"at step {five.peak:,}, and {five.final_accuracy:.3f} at the last"]  # fmt: skip
+    if five.collapse is None:
+        said.append("; it has not fallen by five points for good.")
+    else:
+        more = f", by ten at step {ten.collapse:,}" if ten.collapse is not None else ""
+        said.append(f"; it has fallen by five points for good at step {five.collapse:,}{more}.")
+    found = leads(data)
+    found = found[found.member == member] if "member" in found else found
+    for layer in data.layers:
+        frame = _of_layer(data, layer)
+        frame = frame[frame.member == member].sort_values("step").set_index("step")
+        onsets = found[found.layer == layer].set_index("signal").onset
+        then = ""
+        if five.collapse is not None:
+            at_fall = frame[frame.index <= five.collapse].iloc[-1]
+            then = f"{at_fall.alpha:.2f} when it had fallen by five points and "
+        low = _since(onsets[f"alpha below {ALPHA_LOW:g}"], "below 2", "and never lastingly below 2")
+        trap = _since(onsets["first trap"], "it holds a trap", "it has held no trap")
+        said.append(f" α of {layer.upper()} is {then}{frame.alpha.iloc[-1]:.2f} at the last, {low}; {trap}.")
+    return "".join(said)
+
+
+def _since(step, what: str, never: str) -> str:
+    return never if pd.isna(step) else f"{what} from step {int(step):,}"
 
 
 # -- which measure tells which phases apart -----------------------------------------------------------------

@@ -17,6 +17,7 @@ from grokutils.tables import (
     PAIRS,
     alpha_jumps,
     cliffs_delta,
+    course_in_words,
     effect_sizes,
     fitted_rules,
     lead_summary,
@@ -147,6 +148,17 @@ def test_printed_keeps_the_order_and_every_number(studies):
     # a record beside itself, and beside itself read elsewhere
     twice = printed(table_1(studies[0], studies[0], studies[0].at_steps(TABLE_STEPS)))
     assert sum("at the paper's steps" in source for _, source in twice.index) == 6 and not twice.index.duplicated().any()
+
+
+def test_a_course_in_words(studies, tmp_path):
+    fell, stayed = (course_in_words(data) for data in studies)
+    assert "best, 0.900, at step 10,000, and 0.500 at the last; it has fallen by five points for good at step 100,000" in fell
+    assert "α of FC1 is 1.50 when it had fallen by five points and 1.50 at the last, below 2 from step 100,000" in fell
+    assert "α of FC2 is 2.20" in fell and "never lastingly below 2" in fell and "it holds a trap from step 10,000" in fell
+    assert "has not fallen by five points for good. α of FC1 is 1.50 at the last" in stayed
+    unlearnt = made(tmp_path / "x", (PLATEAU,))
+    unlearnt.metrics["train_accuracy"] = 0.5
+    assert course_in_words(unlearnt).endswith("The training set is not learnt.")
 
 
 def test_the_largest_jump_of_alpha(tmp_path):
