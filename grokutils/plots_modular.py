@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .modular import attention_kernels, embedding_spectrum, key_frequencies
 from .plots import COLORS, _shown_once, phase_tints, style
@@ -22,6 +25,9 @@ from .tables import TRAPPED_FROM
 from .tables_modular import mean_over_matrices
 
 __all__ = ["embedding_panels", "kernel_curves", "matrix_curves", "seeds_by_decay"]
+
+#: The median test accuracy has to come so far for a tint of grokking.
+GROKKED = 0.5
 
 # By the order in which runs are given; the first is the one that the tints are of.
 _RUNS = ("#1845fb", "#ff5e02", "#8a8a3c")
@@ -46,7 +52,7 @@ def matrix_curves(column: str, *studies: Study) -> Figure:
             for data, color in zip(studies, _RUNS, strict=False):
                 own = data.diagnostics[data.diagnostics.layer == ours]
                 _series(axes, own, column, color, label=f"weight decay {data.weight_decay:g}")
-            phase_tints(axes, studies[0].phases, studies[0].step, labels=False)
+            _tints(axes, studies[0])
             axes.set_title(theirs, fontsize=9)
         grid[0, 0].set(xscale="log", xlim=(1, max(10, *(data.step for data in studies))))
         if column == "alpha":
@@ -76,7 +82,7 @@ def seeds_by_decay(*studies: Study) -> Figure:
 
     >>> seeds_by_decay(*study_each_decay("results/modular-p29"))     # doctest: +SKIP
 
-    Tints are those of the median accuracies.
+    Tints are those of the median accuracies; without a yellow one where the median test accuracy stays below 0.5.
     """
     if not studies:
         raise ValueError("studies must hold at least one run; got none.")
@@ -92,7 +98,7 @@ def seeds_by_decay(*studies: Study) -> Figure:
                 for member in data.members:
                     _series(axes, frame[frame.member == member], name, color, width=1.1)
             for axes in column:
-                phase_tints(axes, data.phases, data.step, labels=False)
+                _tints(axes, data)
             column[0].set_title(f"weight decay {data.weight_decay:g}\n{data.seeds}", fontsize=9)
             column[2].axhline(TRAPPED_FROM, color="0.35", ls=":", lw=1)
             column[2].set_xlabel("optimisation step")
@@ -146,15 +152,25 @@ def kernel_curves(*studies: Study) -> Figure:
             found = dict(_kernels(data))
             steps = np.maximum(list(found), 1)
             lines = axes.plot(steps, np.stack(list(found.values())), "o-", ms=3, lw=1.4)
-            for head, line in enumerate(lines):
-                axes.annotate(f"head {head}", (steps[-1], line.get_ydata()[-1]), xytext=(4, 0),
-                              textcoords="offset points", color=line.get_color(), va="center", fontsize=8)  # fmt: skip
-            phase_tints(axes, data.phases, data.step, labels=False)
+            _tints(axes, data)
             reach = f"to step {data.step:,}"
             axes.set_title(f"weight decay {data.weight_decay:g}, {data.seeds}, {reach}", fontsize=9)
             axes.set(xscale="log", yscale="log", xlabel="optimisation step", xlim=(0.9, max(10, data.step)))
-        panels[0, 0].set_ylabel("largest singular value of\n" r"$W_Q^\top W_K / \sqrt{d_{head}}$")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        panels[0, 0].set_ylabel("largest singular value\nof a head's kernel")
+        names = [f"head {head}" for head in range(len(lines))]
+        figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
     return _shown_once(figure)
+
+
+def _tints(axes: Axes, data: Study) -> None:
+    """The tints of the phases; a test accuracy that rises and stays low is no grokking."""
+    found = data.phases
+    if data.metrics.groupby("step").test_accuracy.median().max() < GROKKED:
+        found = replace(found, grokking=None, collapse=None)
+    phase_tints(axes, found, data.step, labels=False)
 
 
 def _kernels(data: Study) -> Iterator[tuple[int, np.ndarray]]:

@@ -95,14 +95,16 @@ def conditions(*studies: Study) -> pd.DataFrame:
     Returns
     -------
     ``condition`` (in words), ``run``, ``weight_decay``, ``seed``, ``step`` (the last one); four truth values:
-    ``generalises`` (best test accuracy of 0.95 or more), ``collapses`` (has fallen for good by the end), ``alpha
-    rises`` (the mean over the eight matrices by 1 or more, from the best test accuracy to the end) and ``traps`` (2
+    ``generalises`` (best test accuracy of 0.95 or more), ``collapses`` (has fallen for good by the end),
+    ``alpha rises`` (by 1 or more from the best test accuracy to the end, in the mean over those of the eight
+    matrices that have an alpha at both) and ``traps`` (2
     or more in the mean over the matrices at the end); ``best``, ``end``, and ``lowest``, the lowest test accuracy
     after 0.95 was first passed, with its step ``lowest_at``.
     """
     rows = []
     for data in studies:
         at = data.at_phases(mean_over_matrices(data)).set_index(["member", "phase"])
+        rises = _alpha_rises(data)
         for member, found in data.member_phases.items():
             own = data.metrics[data.metrics.member == member].sort_values("step")
             passed = own[(own.test_accuracy >= GENERALISES).cummax()]
@@ -113,12 +115,20 @@ def conditions(*studies: Study) -> pd.DataFrame:
                 "condition": _condition(data), "run": data.place, "weight_decay": data.weight_decay,
                 "seed": int(own.seed.iloc[0]), "step": data.step,
                 "generalises": len(passed) > 0, "collapses": found.collapse is not None,
-                "alpha rises": bool(both and end.alpha - best.alpha >= ALPHA_RISE),
+                "alpha rises": bool(rises.get(member, 0.0) >= ALPHA_RISE),
                 "traps": bool(both and end.traps >= TRAPS),
                 "best": found.peak_accuracy, "end": found.final_accuracy,
                 "lowest": None if low is None else low.test_accuracy, "lowest_at": None if low is None else int(low.step),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _alpha_rises(data: Study) -> pd.Series:
+    """By how much alpha rose from the best test accuracy to the end, for each member read at both, in the mean over
+    the matrices that have an alpha at both."""
+    at = data.at_phases(_matrices(data))
+    best, end = (at[at.phase == phase].set_index(["member", "layer"]).alpha for phase in PHASES[1:])
+    return (end - best).dropna().groupby(level="member").mean()
 
 
 def _condition(data: Study) -> str:
@@ -204,14 +214,23 @@ def phases_in_words(data: Study) -> str:
 
 
 def mean_alpha_in_words(data: Study) -> str:
-    """The mean alpha of the eight matrices where the phases are read, beside the published one.
+    """The mean alpha of the matrices where the phases are read, beside the published one: of those matrices that
+    have an alpha at each of these steps, so that all means are of the same ones.
 
     >>> mean_alpha_in_words(study("results/modular-wd1"))            # doctest: +SKIP
     """
-    at = data.at_phases(mean_over_matrices(data))
+    at = data.at_phases(_matrices(data))
+    if at.alpha.isna().all():
+        return f"{data.place} has no α at any phase."
+    each = at.groupby(["member", "layer"]).alpha
+    at, total = at[each.transform("count") == each.transform("size")], each.ngroups
+    if at.empty:
+        return f"No matrix of {data.place} has an α at each of the phases."
+    kept = at.groupby(["member", "layer"]).ngroups
     where = dict(zip(PHASES, ("before grokking", "at the best test accuracy", "at the end"), strict=True))
     said = [
         f"{own.mean():.2f} {name} (published: {MODULAR_TABLE['mean'][phase]})"
-        for phase, name in where.items() if len(own := at[at.phase == phase].alpha.dropna())
+        for phase, name in where.items() if len(own := at[at.phase == phase].alpha)
     ]  # fmt: skip
-    return f"In {data.place}, their mean α is {', '.join(said)}." if said else f"{data.place} has no α at any phase."
+    of = f"of the {kept} of {total} matrices that have one at each of these steps" if kept < total else "of all matrices"
+    return f"In {data.place}, the mean α {of} is {', '.join(said)}."

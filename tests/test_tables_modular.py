@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from made_studies import made
 
 from grokutils import RunConfig, train
 from grokutils.columns import BASELINES, DIAGNOSTICS, METRICS, SPECTRA
+from grokutils.plots import PHASE_COLORS
 from grokutils.plots_modular import matrix_curves, seeds_by_decay
 from grokutils.published import MODULAR_MATRICES
 from grokutils.record import Record
@@ -85,7 +87,38 @@ def test_means_leave_out_what_has_no_fit(tmp_path):
     data.diagnostics.loc[(data.diagnostics.layer == "fc1") & (data.diagnostics.step == 1_000), "alpha"] = np.nan
     data.diagnostics.loc[(data.diagnostics.layer == "fc2") & (data.diagnostics.step == 1_000), "alpha"] = 9.0
     assert mean_over_matrices(data).set_index("step").alpha[1_000] == pytest.approx((6 * 2 + 9) / 7)
-    assert "4.00 at the end (published: 3.89)" in mean_alpha_in_words(data)
+    said = mean_alpha_in_words(data)
+    assert "4.00 at the end (published: 3.89)" in said and "of the 7 of 8 matrices that have one" in said
+    assert "3.00 at the best" in said, "the one without a fit there is left out everywhere: (6 x 2 + 9) / 7"
+    # the same for the rise: of the matrices that have an alpha at both, it is 1
+    assert conditions(data)["alpha rises"].tolist() == [True]
+    data.diagnostics.loc[(data.diagnostics.layer == "fc1") & (data.diagnostics.step == 10_000), "alpha"] = 99.0
+    assert conditions(data)["alpha rises"].tolist() == [True]
+    data.diagnostics.loc[(data.diagnostics.layer == "fc2") & (data.diagnostics.step == 10_000), "alpha"] = 3.0
+    assert conditions(data)["alpha rises"].tolist() == [False], "what has no alpha at the best counts for nothing"
+
+
+def test_each_matrix_has_a_fit_or_none_has(tmp_path):
+    data = transformer(tmp_path / "x", (COLLAPSED,))
+    assert mean_alpha_in_words(data).startswith("In ") and "the mean α of all matrices is" in mean_alpha_in_words(data)
+    at = data.phase_steps.loc[0].astype(int)
+    first = data.diagnostics.layer.isin(list(MODULAR_MATRICES.values())[:4])
+    data.diagnostics.loc[first & (data.diagnostics.step == at.iloc[1]), "alpha"] = np.nan
+    data.diagnostics.loc[~first & (data.diagnostics.step == at.iloc[2]), "alpha"] = np.nan
+    assert mean_alpha_in_words(data).startswith("No matrix of ")
+
+
+def test_a_test_accuracy_that_stays_low_is_not_tinted_as_grokking(tmp_path):
+    low = transformer(tmp_path / "low", ((0.1, 0.1, 0.1, 0.2, 0.3, 0.4),))
+    high = transformer(tmp_path / "high", ((0.1, 0.1, 0.1, 0.2, 0.3, 0.6),))
+    assert low.phases.grokking is not None
+    figure = seeds_by_decay(low, high)
+
+    def tints(axes):
+        return {mpl.colors.to_hex(patch.get_facecolor()) for patch in axes.patches}
+
+    assert tints(figure.axes[0]) == {PHASE_COLORS["pre-grokking"]}
+    assert tints(figure.axes[1]) == {PHASE_COLORS["pre-grokking"], PHASE_COLORS["grokking"]}
 
 
 def test_runs_just_begun_of_several_decays(tmp_path):
