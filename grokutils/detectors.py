@@ -7,6 +7,9 @@ A *watch* follows each network from the step at which it knows its training set 
 as somebody would who trains it: a signal counts once it has lasted for three measurements, and from the third of them
 on. Of a network that falls (five points of test accuracy for good) only what comes before the fall counts; of the
 others everything to the end.
+
+A network that never generalised cannot lose it, and an alarm in one that has learnt random labels by heart is not
+false of overfitting. Signals are therefore judged on the networks that had generalised (`comparable`).
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from .phases import NETWORK_CONTROLS, early_range, find_phases, onset
 from .study import NAMES, Study
 
 __all__ = [
-    "SIGNALS", "Signal", "Watch", "alarms", "auc", "curve", "false_alarms", "fitted", "leads", "table", "threshold_of",
-    "watch",
+    "GENERALISED", "SIGNALS", "Signal", "Watch", "alarms", "at_chance", "auc", "comparable", "curve",
+    "false_alarms", "fitted", "leads", "never_fell", "table", "threshold_of", "watch",
 ]  # fmt: skip
+
+#: A network has generalised if its best test accuracy is at least so much (a tenth is chance).
+GENERALISED = 0.5
 
 #: How many measurements make a signal.
 LASTING = 3
@@ -77,6 +83,12 @@ class Watch:
     #: (-alpha for one below, so that more is always more alarming), after lasting. Only while it is watched.
     steps: dict[Signal, np.ndarray]
     scores: dict[Signal, np.ndarray]
+    #: Its best test accuracy, from where it knows its training set.
+    best: float = 1.0
+
+    @property
+    def generalised(self) -> bool:
+        return self.best >= GENERALISED
 
     def highest(self, signal: Signal, until: float = np.inf) -> float:
         """The largest threshold at which the signal goes off, by a step; -inf if at none."""
@@ -121,7 +133,7 @@ def _watch(study: Study, member: int, name: str, signals: Sequence[Signal]) -> W
             lasted[i] = score[i - LASTING + 1 : i + 1].min()
         before = at < (np.inf if phases.collapse is None else phases.collapse)
         steps[signal], scores[signal] = at[before], lasted[before]
-    return Watch(name, int(own.seed.iloc[0]), phases.collapse, steps, scores)
+    return Watch(name, int(own.seed.iloc[0]), phases.collapse, steps, scores, phases.peak_accuracy)
 
 
 def _series(study: Study, member: int, signal: Signal, metrics: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +179,16 @@ def _groups(watched: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
     return [w for w in watched if w.fall is not None], [w for w in watched if w.fall is None]
 
 
+def comparable(watched: Sequence[Watch]) -> list[Watch]:
+    """The networks that fell, and those that never did though they had generalised."""
+    return [w for w in watched if w.fall is not None or w.generalised]
+
+
+def at_chance(watched: Sequence[Watch]) -> list[Watch]:
+    """The networks that never generalised, and so could not fall."""
+    return [w for w in watched if w.fall is None and not w.generalised]
+
+
 def auc(watched: Sequence[Watch], signal: Signal, until: float = np.inf) -> tuple[float, float, float]:
     """Chance that the signal rises higher before a fall than in a network that never falls, ties counted half (the
     area under the ROC curve), and its 95 % bootstrap interval over seeds; NaN without networks of both kinds.
@@ -203,15 +225,15 @@ def curve(watched: Sequence[Watch], signal: Signal) -> pd.DataFrame:
 
 def fitted(watched: Sequence[Watch], signal: Signal) -> float:
     """The threshold with the most hits minus false alarms (Youden), in the middle of its gap; NaN if there is no
-    choice."""
+    choice, or if the best is one below every value, which always alarms."""
     fell, stayed = (np.array([w.highest(signal) for w in group]) for group in _groups(watched))
     values = np.unique(np.concatenate([fell, stayed]))
     values = values[np.isfinite(values)]
     if not fell.size or not stayed.size or not values.size:
         return np.nan
     cuts = np.concatenate([[values[0] - 1.0], (values[1:] + values[:-1]) / 2])
-    gain = [(fell > cut).mean() - (stayed > cut).mean() for cut in cuts]
-    return float(cuts[int(np.argmax(gain))])
+    best = int(np.argmax([(fell > cut).mean() - (stayed > cut).mean() for cut in cuts]))
+    return float(cuts[best]) if best else np.nan
 
 
 def leads(watched: Sequence[Watch], signal: Signal, threshold: float) -> np.ndarray:
@@ -231,22 +253,27 @@ def table(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.D
 
     Returns
     -------
-    A row per signal: ``label``, ``auc`` with ``auc_low`` and ``auc_high``; ``auc_same_time``, with nobody watched for
+    A row per signal. Of the networks that fell and those that never did though they had generalised
+    (`comparable`): ``label``, ``auc`` with ``auc_low`` and ``auc_high``; ``auc_same_time``, with nobody watched for
     longer than the median fall took; at the usual threshold ``warned`` of
     ``falls``, median ``lead`` in decades, ``false`` of ``stayed``; and the threshold ``fitted`` to networks of even
     seed (in the signal's own units), with ``fitted_warned`` of ``fitted_falls``, ``fitted_lead`` and ``fitted_false`` of
-    ``fitted_stayed`` among those of odd seed.
+    ``fitted_stayed`` among those of odd seed. With those `at_chance` as well: ``auc_all`` with ``auc_all_low``
+    and ``auc_all_high``, and of ``chance`` such networks in how many, ``chance_alarms``, it goes off.
     """
+    judged, chance = comparable(watched), at_chance(watched)
     falls = [w.fall for w in watched if w.fall is not None]
     median_fall = float(np.median(falls)) if falls else np.inf
-    even, odd = ([w for w in watched if w.seed % 2 == rest] for rest in (0, 1))
+    even, odd = ([w for w in judged if w.seed % 2 == rest] for rest in (0, 1))
     rows = []
     for signal in signals:
         usual, cut = threshold_of(signal), fitted(even, signal)
-        area, low, high = auc(watched, signal)
-        row = {"signal": signal, "label": signal.label, "auc": area, "auc_low": low, "auc_high": high}
-        row["auc_same_time"] = auc(watched, signal, median_fall)[0]
-        row |= dict(zip(("warned", "falls", "false", "stayed"), alarms(watched, signal, usual), strict=True))
+        row = {"signal": signal, "label": signal.label}
+        row |= dict(zip(("auc", "auc_low", "auc_high"), auc(judged, signal), strict=True))
+        row |= dict(zip(("auc_all", "auc_all_low", "auc_all_high"), auc(watched, signal), strict=True))
+        row["auc_same_time"] = auc(judged, signal, median_fall)[0]
+        row |= dict(zip(("warned", "falls", "false", "stayed"), alarms(judged, signal, usual), strict=True))
+        row["chance_alarms"], row["chance"] = alarms(chance, signal, usual)[2:]
         row["lead"] = _median(leads(watched, signal, usual))
         row["fitted"] = -cut if signal.kind == "below" else cut
         names = ("fitted_warned", "fitted_falls", "fitted_false", "fitted_stayed")
@@ -263,7 +290,8 @@ def _median(values: np.ndarray) -> float:
 
 def false_alarms(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.DataFrame:
     """Of each condition the share of networks in which each signal goes off at its usual threshold though they never
-    fall; NaN where all fell. A row per signal, a column per condition, in the order in which they were watched."""
+    fall (`never_fell` counts them); NaN where all fell. A row per signal, a column per condition, in the order in
+    which they were watched."""
     names = list(dict.fromkeys(w.name for w in watched))
     rows = {}
     for signal in signals:
@@ -273,3 +301,11 @@ def false_alarms(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) 
             shares[name] = warned[2] / warned[3] if warned[3] else np.nan
         rows[signal.label] = shares
     return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+
+
+def never_fell(watched: Sequence[Watch]) -> pd.DataFrame:
+    """A row per condition: how many ``networks`` never fell, and how many of these had ``generalised``."""
+    names = list(dict.fromkeys(w.name for w in watched))
+    groups = [[w for w in watched if w.name == name and w.fall is None] for name in names]
+    known = [sum(w.generalised for w in group) for group in groups]
+    return pd.DataFrame({"networks": map(len, groups), "generalised": known}, index=names, dtype=int)

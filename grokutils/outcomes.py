@@ -1,11 +1,13 @@
 """What became of each network of the study of causes, and whether a condition made a difference.
 
->>> table = causes.conditions()
->>> compare(outcomes(studies(), table), table)                           # doctest: +SKIP
+>>> plan = causes.plan()
+>>> compare(outcomes(studies(), plan.causes, plan.fork), plan.causes)    # doctest: +SKIP
 
-The plan, made before the study was run: each condition is compared with its control (`grokutils.causes.CONTROL`), seed
-by seed, in the *fall*, the test accuracy from its best to the end. The p-values of all comparisons are corrected
-together; the negative controls are described and not compared.
+The plan: each condition is compared with its control (`grokutils.causes.CONTROL`), seed by seed, in the *fall*,
+the test accuracy from its best to the end. The p-values of all comparisons are corrected together; the intervals
+are not. The negative controls are described and not compared. It was made before the forks, but for the first two,
+and before the conditions without traps and the negative controls were run; the plain record and three of weight
+decay were there before it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ from .causes import CONTROL, Cause
 from .findings import over_networks
 from .paired import holm, sign_flip_p
 from .phases import find_phases
-from .record import Record
+from .record import Record, load_record
 from .study import Study
+from .sweep import Fork
 
-__all__ = ["FALL", "SMOOTH", "VERDICTS", "compare", "of_seeds", "outcomes", "studies"]
+__all__ = [
+    "COLLAPSE", "FALL", "SMOOTH", "VERDICTS", "compare", "displacement", "of_seeds", "outcomes", "studies",
+]  # fmt: skip
 
 #: A fall of so much test accuracy counts as one.
 FALL = 0.05
+#: And one of so much is a collapse, as in the rest of the book (`grokutils.phases.find_phases`).
+COLLAPSE = 0.10
 #: A test accuracy is the median of so many measurements.
 SMOOTH = 5
 #: What a condition is found to do to the fall.
@@ -72,18 +79,28 @@ def of_seeds(record: Record, seeds: Iterable[int]) -> Study:
     return Study(record, networks[0].weight_decay, *kept)
 
 
-def outcomes(found: Mapping[str, Study | None], table: Iterable[Cause]) -> pd.DataFrame:
+def outcomes(
+    found: Mapping[str, Study | None], table: Iterable[Cause], fork: Fork | None = None
+) -> pd.DataFrame:
     """A row for each condition and seed.
+
+    Parameters
+    ----------
+    found, table : studies by condition, and the conditions
+    fork : where forked conditions began; without it ``displacement`` is NaN
 
     Returns
     -------
     Columns ``name``, ``seed``; ``best`` and ``final`` test accuracy from where the training set is known (each the
-    median of five measurements), their difference ``fall``, training accuracy ``train`` at the end, whether it
-    ``collapsed`` (a fall of five points for good, with the training set known), and at the end ``norm`` over that at
-    the start, and of each layer followed ``traps_<layer>``, ``most_traps_<layer>`` (the most at any step),
+    median of five measurements), their difference ``fall``, the test accuracy ``at_learning``, where the training
+    set is first known; training accuracy ``train`` at the end, whether it ``collapsed`` (a fall of five points for
+    good, with the training set known) and ``fell_ten`` (of ten), and at the end ``norm`` over that at the start,
+    ``displacement`` from the weights of the fork (`displacement`; NaN for runs from initial weights),
+    and of each layer followed ``traps_<layer>``, ``most_traps_<layer>`` (the most at any step),
     ``alpha_<layer>`` and ``max_over_std_<layer>``; ``diverged``, whether the weights became infinite or NaN: then
     the accuracies are not numbers. Without a training set that was ever known ``best`` and ``fall`` are NaN.
     """
+    starts = _starts(fork) if fork is not None and any(c.forked and found.get(c.name) for c in table) else {}
     rows = []
     for cause in table:
         study = found.get(cause.name)
@@ -93,20 +110,49 @@ def outcomes(found: Mapping[str, Study | None], table: Iterable[Cause]) -> pd.Da
         for member in study.members:
             own = study.metrics[study.metrics.member == member].sort_values("step")
             row = {"name": cause.name, "seed": int(own.seed.iloc[0]), "diverged": str(member) in diverged}
-            rows.append(row | _accuracies(own, row["diverged"]) | _end(study, member))
+            row |= _accuracies(own, row["diverged"]) | _end(study, member)
+            start = starts.get(row["seed"]) if cause.forked else None
+            row["displacement"] = np.nan if start is None else _moved(study.record, member, start)
+            rows.append(row)
     return pd.DataFrame(rows)
+
+
+def displacement(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray]) -> float:
+    """How far the weights have moved: the norm of their change over that of `start`, all matrices together.
+
+    >>> displacement({"fc1.weight": np.array([[3.0, 4.0]])}, {"fc1.weight": np.array([[3.0, 5.0]])})
+    0.2
+    """
+    names = [name for name in start if name.endswith(".weight")]
+    before, after = (
+        np.concatenate([np.ravel(weights[name]).astype(np.float64) for name in names]) for weights in (start, end)
+    )
+    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
+
+
+def _starts(fork: Fork) -> dict[int, dict[str, np.ndarray]]:
+    """The weights that forked conditions began with, by seed."""
+    source = load_record(fork.record)
+    networks = enumerate(source.config.networks)
+    return {network.seed: source.weights(fork.step, member) for member, network in networks}
+
+
+def _moved(record: Record, member: int, start: Mapping[str, np.ndarray]) -> float:
+    return displacement(start, record.weights(None, member)) if record.steps_saved else np.nan
 
 
 def _accuracies(own: pd.DataFrame, diverged: bool) -> dict:
     test = own.test_accuracy.rolling(SMOOTH, min_periods=1).median()
-    phases = find_phases(own, drop=FALL)
+    phases, ten = (find_phases(own, drop=drop) for drop in (FALL, COLLAPSE))
     known = own.step >= phases.memorised if phases.memorised is not None else np.zeros(len(own), bool)
     best = float(test[known].max()) if known.any() and not diverged else np.nan
     final = np.nan if diverged else float(test.iloc[-1])
     return {
         "best": best, "final": final, "fall": best - final,
+        "at_learning": float(own.test_accuracy[known].iloc[0]) if known.any() and not diverged else np.nan,
         "train": np.nan if diverged else float(own.train_accuracy.iloc[-1]),
         "collapsed": phases.collapse is not None and not diverged,
+        "fell_ten": ten.collapse is not None and not diverged,
         "norm": float(own.l2_norm.iloc[-1] / own.l2_norm.iloc[0]),
     }  # fmt: skip
 
@@ -130,13 +176,14 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
     Returns
     -------
     A row per condition that there are outcomes of: ``name``, ``topic``, ``says``, ``forked``; of ``seeds`` networks
-    how many ``collapsed`` and ``diverged``; mean
-    ``fall`` with its 95 % bootstrap interval over seeds (``low``, ``high``); mean ``difference`` to the control's
-    with its interval (``difference_low``, ``difference_high``), ``p`` (`grokutils.paired.sign_flip_p`) and ``p_holm``,
-    NaN where it is not compared; and ``verdict``, one of `VERDICTS`:
+    how many ``collapsed`` (five points), ``fell_ten`` and ``diverged``; median ``displacement`` of the weights,
+    and ``moved``, the same over the control's; mean ``fall`` with its 95 % bootstrap interval over seeds (``low``,
+    ``high``); mean ``difference`` to the control's with its interval (``difference_low``, ``difference_high``),
+    ``p`` (`grokutils.paired.sign_flip_p`) and ``p_holm``, NaN where it is not compared; and ``verdict``, one of
+    `VERDICTS`:
 
     - prevents it: ``p_holm`` < 0.05, a smaller fall than the control's, and the whole interval of the fall
-      below five points
+      below five points; within the steps run, and however little the weights ``moved``
     - lessens it, deepens it: ``p_holm`` < 0.05
     """
     by_seed = rows.set_index(["name", "seed"]).fall if len(rows) else pd.Series(dtype=float)
@@ -148,7 +195,8 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
         row = {
             "name": cause.name, "topic": cause.topic, "says": cause.says, "forked": cause.forked, "seeds": len(own),
         }  # fmt: skip
-        row |= {"collapsed": int(own.collapsed.sum()), "diverged": int(own.diverged.sum())}
+        row |= {name: int(own[name].sum()) for name in ("collapsed", "fell_ten", "diverged")}
+        row["displacement"] = float(own.displacement.median())
         row |= _mean("fall", own.fall.dropna().to_numpy())
         difference = np.empty(0)
         control = CONTROL[cause.forked]
@@ -162,6 +210,8 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
         tested = frame.p.notna()
         frame["p_holm"] = np.nan
         frame.loc[tested, "p_holm"] = holm(frame.p[tested])
+        usual = {row["forked"]: row["displacement"] for row in compared if row["name"] in CONTROL.values()}
+        frame["moved"] = frame.displacement / frame.forked.map(usual).astype(float)
         frame["verdict"] = [_verdict(row) for row in frame.to_dict("records")]
     return frame
 

@@ -28,7 +28,8 @@ _TOPIC_COLORS = {
 
 
 def fall_dots(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure:
-    """The fall of every network, and the mean of each condition with its 95 % interval; dotted: the control's mean.
+    """The fall of every network in points, and the mean of each condition with its 95 % interval; dotted: the
+    control's mean.
 
     Parameters
     ----------
@@ -44,24 +45,24 @@ def fall_dots(rows: pd.DataFrame, compared: pd.DataFrame) -> Figure:
         )
         for axes, group in zip(panels[:, 0], groups, strict=True):
             _falls(axes, group.iloc[::-1], rows)
-        panels[-1, 0].set_xlabel("fall of test accuracy, from its best to the end")
+        panels[-1, 0].set_xlabel("fall of test accuracy from its best to the end, points")
     return _shown_once(figure)
 
 
 def _falls(axes, group: pd.DataFrame, rows: pd.DataFrame) -> None:
     for y, row in enumerate(group.itertuples()):
         color = _TOPIC_COLORS[row.topic]
-        own = rows[rows.name == row.name].fall.dropna()
+        own = 100 * rows[rows.name == row.name].fall.dropna()
         axes.plot(own, np.full(len(own), y), "o", ms=3.5, alpha=0.35, color=color, mec="none")
         if np.isfinite(row.fall):
             low, high = (row.fall_low, row.fall_high) if np.isfinite(row.fall_low) else (row.fall, row.fall)
-            axes.plot([low, high], [y, y], color=color, lw=2.2)
-            axes.plot([row.fall], [y], "o", ms=6, color=color, mec="white", mew=0.8)
+            axes.plot([100 * low, 100 * high], [y, y], color=color, lw=2.2)
+            axes.plot([100 * row.fall], [y], "o", ms=6, color=color, mec="white", mew=0.8)
         else:
-            axes.text(0.01, y, "never knew its training set", fontsize=8, color="0.35", va="center")
+            axes.text(1, y, "never knew its training set", fontsize=8, color="0.35", va="center")
         if row.name in CONTROL.values():
-            axes.axvline(row.fall, color="0.35", ls=":", lw=1)
-    axes.axvline(FALL, color="0.2", ls="--", lw=1)
+            axes.axvline(100 * row.fall, color="0.35", ls=":", lw=1)
+    axes.axvline(100 * FALL, color="0.2", ls="--", lw=1)
     axes.set_yticks(range(len(group)), group.says, fontsize=8)
     axes.set(ylim=(-0.6, len(group) - 0.4))
     axes.margins(x=0.02)
@@ -156,7 +157,8 @@ def _nothing(why: str) -> Figure:
 
 
 def areas(found: pd.DataFrame, watched: Sequence[Watch], drawn: Sequence[Signal]) -> Figure:
-    """Left: the area under the ROC curve of every signal, with its 95 % interval over seeds. Right: the curves of some.
+    """Left: the area under the ROC curve of every signal, with its 95 % interval over seeds; hollow, the area with
+    the networks near chance as well. Right: the curves of some, without these.
 
     Parameters
     ----------
@@ -166,22 +168,25 @@ def areas(found: pd.DataFrame, watched: Sequence[Watch], drawn: Sequence[Signal]
     """
     if not found.auc.notna().any():
         return _nothing("with networks of one kind alone there is nothing to tell apart")
+    judged = detectors.comparable(watched)
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(_WIDTH, 4.2), width_ratios=[1.1, 1])
         for y, row in enumerate(found.iloc[::-1].itertuples()):
+            left.plot([row.auc_all], [y], "o", ms=5, mfc="none", mec="0.4")
             left.plot([row.auc_low, row.auc_high], [y, y], color="0.4", lw=2)
             left.plot([row.auc], [y], "o", ms=5, color=_signal_color(row.signal, drawn))
         left.set_yticks(range(len(found)), found.label[::-1], fontsize=8)
         left.axvline(0.5, color="0.2", lw=1)
         left.set(xlim=(-0.02, 1.02), xlabel="area under the ROC curve")
         for signal in drawn:
-            points = detectors.curve(watched, signal)
+            points = detectors.curve(judged, signal)
             right.step([0, *points.false, 1], [0, *points.hits, 1], where="post", lw=1.5, color=_signal_color(signal, drawn),
                        label=signal.label)  # fmt: skip
-            hits, falls, false, stayed = detectors.alarms(watched, signal, detectors.threshold_of(signal))
+            hits, falls, false, stayed = detectors.alarms(judged, signal, detectors.threshold_of(signal))
             right.plot([false / stayed], [hits / falls], "D", ms=5, color=_signal_color(signal, drawn), mec="white", zorder=4)
         right.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
-        right.set(xlabel="false alarms, share of networks\nthat never fall", ylabel="falls warned of, share", aspect="equal",
+        right.set(xlabel="false alarms, share of networks\nthat generalised and never fell",
+                  ylabel="falls warned of, share", aspect="equal",
                   xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))  # fmt: skip
         right.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.36))
     return _shown_once(figure)
@@ -194,7 +199,7 @@ def _signal_color(signal: Signal, drawn: Sequence[Signal]) -> str:
 
 def lead_curves(watched: Sequence[Watch], drawn: Sequence[Signal]) -> Figure:
     """Share of all falls that a signal, at its usual threshold, announced at least so many decades of steps before;
-    in the legend, how often it went off where nothing fell."""
+    in the legend, how often it went off in networks that had generalised and never fell."""
     falls = sum(w.fall is not None for w in watched)
     if not falls:
         return _nothing("no network fell")
@@ -203,7 +208,7 @@ def lead_curves(watched: Sequence[Watch], drawn: Sequence[Signal]) -> Figure:
         for signal in drawn:
             at = detectors.threshold_of(signal)
             found = np.sort(detectors.leads(watched, signal, at))[::-1]
-            _, _, false, stayed = detectors.alarms(watched, signal, at)
+            _, _, false, stayed = detectors.alarms(detectors.comparable(watched), signal, at)
             share = np.arange(1, len(found) + 1) / falls
             wolf = f", false alarms in {false} of {stayed}" if stayed else ""
             x, y = ([found[0], *found, 0], [0, *share, share[-1]]) if len(found) else ([1, 0], [0, 0])
@@ -214,13 +219,16 @@ def lead_curves(watched: Sequence[Watch], drawn: Sequence[Signal]) -> Figure:
     return _shown_once(figure)
 
 
-def false_alarm_map(shares: pd.DataFrame, says: Mapping[str, str]) -> Figure:
+def false_alarm_map(
+    shares: pd.DataFrame, says: Mapping[str, str], counts: pd.DataFrame | None = None
+) -> Figure:
     """`grokutils.detectors.false_alarms` as a map: how many of the networks that never fell set off each signal.
 
     Parameters
     ----------
     shares : a row per signal, a column per condition; columns without such a network are left out
     says : names of conditions in words
+    counts : of `grokutils.detectors.never_fell`, written under each column
     """
     shares = shares.dropna(axis=1, how="all")
     if shares.empty:
@@ -230,9 +238,17 @@ def false_alarm_map(shares: pd.DataFrame, says: Mapping[str, str]) -> Figure:
         axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1.3, aspect="auto")
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
             axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=7, color="0.1")
-        axes.set_xticks(range(shares.shape[1]), [textwrap.fill(says.get(n, n), 14) for n in shares], fontsize=7)
+        labels = [textwrap.fill(says.get(name, name), 14) + _counted(counts, name) for name in shares]
+        axes.set_xticks(range(shares.shape[1]), labels, fontsize=7)
         axes.set_yticks(range(len(shares)), shares.index, fontsize=8)
         axes.grid(False)
         axes.tick_params(length=0)
     return _shown_once(figure)
 
+
+
+def _counted(counts: pd.DataFrame | None, name: str) -> str:
+    if counts is None:
+        return ""
+    row = counts.loc[name]
+    return f"\nn = {row.networks}" + ("" if row.generalised else "\nnear chance")

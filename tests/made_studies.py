@@ -19,6 +19,8 @@ TRAIN = (0.1, 0.1, 0.5, 1.0, 1.0, 1.0, 1.0)
 COLLAPSE = (0.1, 0.1, 0.15, 0.2, 0.22, 0.9, 0.5)
 PLATEAU = (0.1, 0.1, 0.15, 0.2, 0.22, 0.9, 0.89)
 NEVER = (0.1, 0.1, 0.15, 0.2, 0.22, 0.21, 0.22)
+#: Falls by more than five points and less than ten.
+SHALLOW = (0.1, 0.1, 0.15, 0.2, 0.22, 0.9, 0.83)
 #: The steps at which the phases of the first two are read.
 READ = {"pre-grokking": 1_000, "grokking": 10_000, "anti-grokking": 100_000}
 SHAPES = {"fc1": (100, 64), "fc2": (100, 100), "fc3": (10, 100)}

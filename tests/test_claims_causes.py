@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_studies import COLLAPSE, PLATEAU, made
+from made_studies import COLLAPSE, NEVER, PLATEAU, SHALLOW, made
 
 from grokutils import claims_causes
 from grokutils.claims import REFERENCE
@@ -19,13 +19,16 @@ EARLY, NONE = (0, 0, 0, 1, 3, 9, 9), (0,) * 7
 LOW, HIGH = (9, 9, 9, 1.5, 1.5, 1.5, 1.5), (9, 9, 9, 5, 5, 5, 5)
 
 
-def judged(monkeypatch, tmp_path, claim, *, falls, traps=lambda name: NONE, alpha=lambda name: HIGH, norm=None):
+def judged(
+    monkeypatch, tmp_path, claim, *, falls, traps=lambda name: NONE, alpha=lambda name: HIGH, norm=None,
+    fall=COLLAPSE, stay=lambda name: PLATEAU,
+):  # fmt: skip
     """Judge a claim on ten networks of each condition: which conditions fall, and what layers do in each."""
     made_ones = {}
     for name in NAMES:
         layers = ("fc1", "fc2", "fc3")
         study = made(
-            tmp_path / name, (COLLAPSE if falls(name) else PLATEAU,) * 10, shift=0.0,
+            tmp_path / name, (fall if falls(name) else stay(name),) * 10, shift=0.0,
             traps=dict.fromkeys(layers, traps(name)), alpha=dict.fromkeys(layers, alpha(name)),
         )  # fmt: skip
         provenance = '{"step": 100000, "complete": true, "data": [], "sessions": [], "diverged": {}}'
@@ -48,6 +51,13 @@ def of(*names):
 def test_whether_a_collapse_needs_traps(monkeypatch, tmp_path, falls, verdict):
     found = judged(monkeypatch, tmp_path, "collapse-needs-traps", falls=falls)
     assert found.verdict == verdict and found.parts[0].finding.n == 30
+
+
+def test_five_points_and_ten_are_judged_each(monkeypatch, tmp_path):
+    found = judged(monkeypatch, tmp_path, "collapse-needs-traps", falls=of("plain", *FREE), fall=SHALLOW)
+    assert [part.verdict for part in found.parts[:2]] == [DOES_NOT, REPLICATES] and found.verdict == PARTLY
+    # the median of five measurements does not see a fall at the last one
+    assert found.parts[2].verdict is None and "does not fall" in found.parts[2].reason
 
 
 def test_networks_that_hold_traps_say_nothing_of_it(monkeypatch, tmp_path):
@@ -80,7 +90,20 @@ def test_a_signal_must_be_there_before_a_fall_and_nowhere_else(monkeypatch, tmp_
     }
     found = judged(monkeypatch, tmp_path, claim, falls=falls, **courses)
     assert found.verdict == verdict, found.parts[0].finding
-    assert "30 of" in found.parts[0].finding.note
+    networks = 10 * len(NAMES)
+    assert f"{networks} networks of 10 seeds, 30 of them fell" in found.parts[0].finding.note
+
+
+def test_networks_near_chance_are_shown_and_not_judged_on(monkeypatch, tmp_path):
+    chance = ("random-labels", "never")
+    falls = of("plain")
+    found = judged(
+        monkeypatch, tmp_path, "traps-warn-of-falls", falls=falls, stay=lambda n: NEVER if n in chance else PLATEAU,
+        traps=lambda name: EARLY if falls(name) or name in chance else NONE,
+    )  # fmt: skip
+    own, every = found.parts[:2]
+    assert own.verdict == found.verdict == REPLICATES and own.finding.value == 1.0 and own.finding.n == 10 * (len(NAMES) - 2)
+    assert every.verdict is None and every.finding.value < 1.0 and every.finding.n == 10 * len(NAMES)
 
 
 def test_a_rival_that_tells_speaks_against_the_claim(monkeypatch, tmp_path):

@@ -16,11 +16,14 @@ from grokutils.detectors import (
     Signal,
     Watch,
     alarms,
+    at_chance,
     auc,
+    comparable,
     curve,
     false_alarms,
     fitted,
     leads,
+    never_fell,
     table,
     threshold_of,
     watch,
@@ -90,6 +93,26 @@ def test_nan_is_no_alarm(tmp_path):
     assert one(study, ALPHA).highest(ALPHA) == -np.inf
 
 
+def test_what_never_generalised_cannot_fall_and_is_not_judged_on(tmp_path):
+    watched = watch([made(tmp_path / "x", (COLLAPSE, PLATEAU, NEVER))], ["made"], [TRAPS])
+    assert [w.generalised for w in watched] == [True, True, False]
+    assert comparable(watched) == watched[:2] and at_chance(watched) == watched[2:]
+    assert never_fell(watched).loc["made"].to_dict() == {"networks": 2, "generalised": 1}
+
+
+def test_the_table_judges_without_the_networks_at_chance():
+    chance = [replace(w, best=0.1) for w in watches([], [9.0, 9.0])]
+    row = table([*watches([1.0, 1.0], [0.0, 0.0]), *chance], [TRAPS]).iloc[0]
+    assert row.auc == 1.0 and row.auc_all == 0.5
+    assert (row.false, row.stayed, row.chance_alarms, row.chance) == (0, 2, 2, 2)
+
+
+def test_a_rule_that_always_alarms_is_none():
+    assert np.isnan(fitted(watches([0.0, 1.0], [2.0, 3.0]), TRAPS))
+    row = table(watches([0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 3.0, 3.0]), [TRAPS]).iloc[0]
+    assert np.isnan(row.fitted) and row.fitted_warned == 0 and row.fitted_false == 0
+
+
 def watches(fell, stayed, signal=TRAPS):
     """Watches with one score each, at step 10; falls at step 1000."""
     return [
@@ -155,7 +178,7 @@ def test_all_signals_of_a_study(tmp_path):
     found = table(watch([study], ["made"]))
     assert len(found) == len(SIGNALS) and set(found.label) == {signal.label for signal in SIGNALS}
     assert len(set(found.label)) == len(SIGNALS), "no two have one name"
-    assert (found.falls == 1).all() and (found.stayed == 2).all()
+    assert (found.falls == 1).all() and (found.stayed == 1).all() and (found.chance == 1).all()
     assert found.auc.is_monotonic_decreasing
     assert LASTING == 3
 
