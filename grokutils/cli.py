@@ -33,9 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 could not be done, 2 misused, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except TrainingInterrupted as error:
         print(f"grokutils: {error}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("grokutils: interrupted.", file=sys.stderr)
         return 130
     except (ConfigError, ValueError) as error:
         print(f"grokutils: {error}", file=sys.stderr)
@@ -68,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
                    help="optimisation steps, such as 1e5 (default: the recipe's)")  # fmt: skip
     t.add_argument("--out", metavar="NAME", help="name of the run under runs/, or an absolute path "
                    "(default: made from the hyperparameters)")  # fmt: skip
-    t.add_argument("--threads", type=int, metavar="N", help="threads (default: chosen by the size of the run)")
+    t.add_argument("--threads", type=int, metavar="N", help="threads (default: chosen by the size of the run; 1 is best beside other work)")
     t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     t.add_argument("--saves", type=int, default=SAVES_PER_DECADE, metavar="N",
                    help=f"steps per decade at which weights are saved (default {SAVES_PER_DECADE})")  # fmt: skip
@@ -183,10 +191,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     text = frame.to_json(orient="records", indent=1, double_precision=15) if arguments.json else table(frame)
     if arguments.harmful and not arguments.json:
         text += "\n\n" + harm_text(frame)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     return 0
 
 

@@ -130,7 +130,12 @@ class RunConfig:
         values = {"recipe_name": name, **RECIPES[name]}
         values.update({_LONG_NAME.get(k, k): v for k, v in overrides.items() if v is not None})
         _refuse_unknown(values)
-        return cls(**values)
+        config = cls(**values)
+        for given, value in overrides.items():
+            only = _FIELDS[_LONG_NAME.get(given, given)].get("only")
+            if value is not None and only not in (None, config.model):
+                raise ConfigError(f"{given} means nothing to the {config.model} of this recipe; leave it out.")
+        return config
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with some fields changed, checked again."""

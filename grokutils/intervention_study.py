@@ -10,9 +10,10 @@ results/express/wd0`` makes it.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -228,12 +229,18 @@ def change_interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tup
     return float(change.mean()), round(float(low), 12), round(float(high), 12)
 
 
-def main(names: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Make the tables of records, and store them, in reference records as well."""
-    for name in names:
-        print(name, len(interventions_of(load_record(name), compute=True, store=True)), "rows")
+    parser = argparse.ArgumentParser(prog="python -m grokutils.intervention_study", description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", metavar="RUN", help="a run's name or folder")
+    try:
+        for name in parser.parse_args(arguments).records:
+            print(name, len(interventions_of(load_record(name), compute=True, store=True)), "rows")
+    except (record.RecordError, data.DataError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -216,7 +216,7 @@ def _from_file(path: Path) -> list[_Entry]:
         return entries
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is no safetensors file ({error}). Pickled checkpoints are not read, since reading one "
+            f"{path} is no safetensors file ({error}). Other kinds are not read, pickled checkpoints because reading one "
             "can run code; save yours with safetensors.torch.save_file(model.state_dict(), path)."
         ) from None
 

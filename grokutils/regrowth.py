@@ -10,9 +10,10 @@ makes it, from forks that it trains in ``runs/``; where it was interrupted it go
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,18 @@ def _measured(fork: Record) -> pd.DataFrame:
     return pd.DataFrame(rows).merge(own, on=["step", "member"])
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the tables of records, and store them, in reference records as well."""
+    parser = argparse.ArgumentParser(prog="python -m grokutils.regrowth", description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", metavar="RUN", help="a run's name or folder")
+    try:
+        for name in parser.parse_args(arguments).records:
+            print(name, len(make_regrowth(load_record(name))), "rows")
+    except (record.RecordError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(name, len(make_regrowth(load_record(name))), "rows")
+    sys.exit(main())

@@ -24,6 +24,8 @@ _NONE = "–"
 _TRAPPED = 0.5
 # Weights that moved less than this share of the control's have hardly moved.
 _HARDLY = 0.1
+# With fewer networks of a kind an area under a ROC curve means nothing.
+_FEWEST_OF_A_KIND = 5
 _OF = "\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}"
 
 
@@ -169,7 +171,16 @@ def _control(by: pd.DataFrame) -> str:
         f"fell by five, {by.loc[name].fell_ten} by ten)"
         for name in CONTROL.values() if name in by.index
     ]  # fmt: skip
-    return f"**The controls.** Mean fall of test accuracy from its best to the end: {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    said = f"**The controls.** Mean fall of test accuracy from its best to the end: {'; '.join(parts)}."
+    still = [by.loc[name].says for name in CONTROL.values() if name in by.index and not by.loc[name].collapsed]
+    if still:
+        said += (
+            f" **None of the networks of {' and of '.join(still)} has fallen in these steps, so that nothing can be said to "
+            "prevent or lessen a fall**: run for longer."
+        )
+    return said
 
 
 def _of_topic(by: pd.DataFrame, topic: str) -> str:
@@ -322,6 +333,8 @@ def warnings_in_words(found: pd.DataFrame, watched: Sequence[Watch]) -> str:
     )
     if not falls or falls == len(judged):
         return f"{counts}: with networks of one kind alone nothing can be told apart."
+    if min(falls, len(judged) - falls) < _FEWEST_OF_A_KIND:
+        return f"{counts}: too few of one kind for an area to mean anything."
     best = found.iloc[0]
     shown = found[found.label.str.startswith(("α", "traps", "largest weight", "ℓ² norm"))]
     parts = [_areas(row) for _, row in shown.iterrows()]

@@ -26,6 +26,8 @@ _UNMEASURED = "Not measured for this run."
 def _apart(a, b) -> str:
     """How a median over networks stands to another: by their intervals, or their values if there are few."""
     (a_low, a_high), (b_low, b_high) = _span(a), _span(b)
+    if a_low == a_high and b_low == b_high and said(a) == said(b):
+        return "no different from"  # of single networks, as they are printed
     return "more than" if a_low > b_high else "less than" if a_high < b_low else "no different from"
 
 

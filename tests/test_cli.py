@@ -1,5 +1,6 @@
 """The command does what it says, and says what it cannot do in one line."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -327,3 +328,35 @@ def test_publishing_a_run(capsys, runs, trained, monkeypatch, tmp_path):
     assert outcome(capsys, "publish", "results/few/b", "--steps", "30")[0] == 0
     assert load_record("results/few/b").steps_saved == [30], "thinned out in place"
     assert "must stay inside results/" in refusal(capsys, "publish", "a", "--to", "../b")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "grokutils", "list"], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grokutils.cli.list_records", interrupted)
+    assert main(["list"]) == 130 and capsys.readouterr().err == "grokutils: interrupted.\n"
+
+
+def test_a_hyperparameter_of_another_model_is_refused(capsys):
+    assert main(["train", "--recipe", "express", "--p", "7", "--out", "never"]) == 2
+    assert "p means nothing to the mlp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["regrowth", "intervention_study"])
+def test_the_modules_that_make_tables_have_help_and_one_line_errors(module):
+    command = [sys.executable, "-m", f"grokutils.{module}"]
+    told = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert told.returncode == 0 and "usage: python -m grokutils." in told.stdout
+    failed = subprocess.run([*command, "no-such-run"], capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr

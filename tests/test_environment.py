@@ -315,7 +315,7 @@ RUN_BY = {
     ),
     "grokutils list": (".ci/run", "grokutils list"),
     # Diagnosing, as shown.
-    "grokutils diagnose runs/x/checkpoints/step_00002000.safetensors": (
+    "grokutils diagnose runs/y/checkpoints/step_00002000.safetensors": (
         "tests/test_diagnose.py",
         "def test_a_freshly_trained_checkpoint_in_a_process",
     ),
