@@ -129,6 +129,15 @@ def test_how_far_weights_have_moved_counts_matrices_alone():
     assert displacement(start, turned) == pytest.approx(np.sqrt(2)), "of the same norm, and moved"
 
 
+def test_a_control_that_has_not_fallen_yet_is_said_to_show_nothing():
+    def said(falls):
+        rows = pd.concat([falling(falls, "fork", 1.0), falling([0.0] * 2, "still", 1.0)])
+        return tables_causes._control(compare(rows, FORKS).set_index("name"))
+
+    assert "None of the networks of as it is has fallen in these steps" in said([0.0, 0.0])
+    assert "in these steps" not in said([0.2, 0.0])
+
+
 def test_what_the_comparisons_can_show_is_computed():
     frame = pd.concat([falling([0.2] * 10), falling([0.0] * 10, "wd"), falling([0.1] * 10, "same")])
     said = power_in_words(compare(frame, TABLE[:3]))
@@ -256,6 +265,8 @@ def test_detectors_in_figures_and_words(found):
     said = warnings_in_words(ranking, watched)
     assert "10 of 30 networks fell" in said and "Of the 20 that never fell, 10 had generalised" in said
     assert "10 stayed near chance" in said
+    few = [w for w in watched if w.name != "wd" or w.seed < 12]
+    assert warnings_in_words(d.table(few), few).endswith("too few of one kind for an area to mean anything.")
     said = false_alarms_in_words(watched, {"wd": "decay"})
     assert "10 networks had generalised and never fell (10 of decay)" in said
     assert "10 more stayed near chance" in said and "not false of that" in said
