@@ -22,6 +22,7 @@ from .judging import Claim, Part, Range
 from .outcomes import COLLAPSE, FALL, of_seeds, outcomes
 from .record import Record
 from .study import Study
+from .tables import TRAPPED_FROM
 
 __all__ = ["CAUSE_CLAIMS", "CAUSE_RECORDS", "CAUSE_TOPIC"]
 
@@ -36,8 +37,6 @@ CAUSE_RECORDS = {
 }
 _NEEDS = tuple(CAUSE_RECORDS)
 _TRAP_FREE = ("clip", "center", "clip-center")
-# Half a trap or more, in the mean over the shuffles, is a trap.
-_TRAPPED = 0.5
 
 
 def _study(sources: Sources, name: str) -> Study:
@@ -86,7 +85,7 @@ def _rows(sources: Sources, names: Sequence[str]):
 def _free(sources: Sources):
     """The networks that never held a trap in FC1 or FC2."""
     rows = _rows(sources, _TRAP_FREE)
-    free = rows[(rows[["most_traps_fc1", "most_traps_fc2"]] < _TRAPPED).all(axis=1)]
+    free = rows[(rows[["most_traps_fc1", "most_traps_fc2"]] < TRAPPED_FROM).all(axis=1)]
     if not len(free):
         raise NotMeasured("no network stayed free of traps")
     return free
@@ -124,7 +123,7 @@ def _ratio_of_traps(layer: str) -> Test:
     def test(sources: Sources) -> Finding:
         rows = _rows(sources, ("plain", "center"))
         by = rows.pivot(index="seed", columns="name", values=f"traps_{layer}")
-        known = by[by.plain >= _TRAPPED]
+        known = by[by.plain >= TRAPPED_FROM]
         if not len(known):
             raise NotMeasured(f"no plain network holds a trap in {layer}")
         return over_networks((known.center / known.plain).to_numpy(), np.median)

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
                    help="optimisation steps, such as 1e5 (default: the recipe's)")  # fmt: skip
     t.add_argument("--out", metavar="NAME", help="name of the run under runs/, or an absolute path "
                    "(default: made from the hyperparameters)")  # fmt: skip
-    t.add_argument("--threads", type=int, metavar="N", help="threads (default: chosen by the size of the run; 1 is best beside other work)")
+    t.add_argument("--threads", type=int, metavar="N", help="threads (default: one, unless the matrices are large)")
     t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     t.add_argument("--saves", type=int, default=SAVES_PER_DECADE, metavar="N",
                    help=f"steps per decade at which weights are saved (default {SAVES_PER_DECADE})")  # fmt: skip

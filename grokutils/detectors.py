@@ -23,6 +23,7 @@ import pandas as pd
 from .outcomes import FALL
 from .phases import NETWORK_CONTROLS, early_range, find_phases, onset
 from .study import NAMES, Study
+from .tables import TRAPPED_FROM
 
 __all__ = [
     "GENERALISED", "SIGNALS", "Signal", "Watch", "alarms", "at_chance", "auc", "comparable", "curve",
@@ -34,8 +35,6 @@ GENERALISED = 0.5
 
 #: How many measurements make a signal.
 LASTING = 3
-#: Traps in the mean over the shuffles that make a layer one with traps.
-_TRAPPED_FROM = 0.5
 _RESAMPLES = 1000
 
 
@@ -154,7 +153,7 @@ def _score(signal: Signal, at: np.ndarray, value: np.ndarray, rise: int | None) 
     elif signal.kind == "above":
         score = value
     elif signal.kind == "more":
-        first = onset(np.arange(len(value)), value >= _TRAPPED_FROM, LASTING)
+        first = onset(np.arange(len(value)), value >= TRAPPED_FROM, LASTING)
         # all three measured, unlike an onset at the end of a record: what is watched is not over yet
         lasted = first is not None and first <= len(value) - LASTING
         score = value - (value[first] if lasted else np.inf)

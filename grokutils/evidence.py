@@ -111,8 +111,8 @@ class Source:
             raise self.short(f"this is judged at {self.horizon:,}")
 
     def past_the_peak(self, member: int) -> None:
-        peak, best = self.phases(member).peak, self.phases(member).peak_accuracy
-        if not self.ended and best < 1 and (peak is None or self.study.step < _PAST * peak):
+        found = self.phases(member)
+        if not self.ended and found.peak_accuracy < 1 and (found.peak is None or self.study.step < _PAST * found.peak):
             raise self.short("its test accuracy may still rise")
 
     def mark(self, member: int, phase: str) -> int | None:
@@ -332,7 +332,7 @@ def size(quantity: Quantity) -> Quantity:
 
 
 def before_rise(where: str, column: str) -> Quantity:
-    """A column at the last analysed step before the network's own test accuracy rises; NaN if it never does."""
+    """A column at the last step it has up to where the network's own test accuracy begins to rise; NaN if it never does."""
 
     def quantity(source: Source, member: int) -> float:
         rise = source.phases(member).grokking

@@ -10,7 +10,6 @@ results/express/wd0`` makes it.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import torch
 
 from . import data, paths, record
 from ._blas import one_torch_thread
+from ._command import for_each_record
 from ._progress import tqdm
 from .columns import INTERVENTIONS
 from .harm import js_divergences, probes_like
@@ -36,7 +36,7 @@ from .interventions import (
     remove_trap,
     traps_in,
 )
-from .record import Record, load_record
+from .record import Record
 
 __all__ = ["ALL", "REMOVALS", "STRENGTHS", "change_interval", "interventions_of"]
 
@@ -231,15 +231,11 @@ def change_interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tup
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the tables of records, and store them, in reference records as well."""
-    parser = argparse.ArgumentParser(prog="python -m grokutils.intervention_study", description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", metavar="RUN", help="a run's name or folder")
-    try:
-        for name in parser.parse_args(arguments).records:
-            print(name, len(interventions_of(load_record(name), compute=True, store=True)), "rows")
-    except (record.RecordError, data.DataError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def make(source: Record) -> pd.DataFrame:
+        return interventions_of(source, compute=True, store=True)
+
+    return for_each_record("intervention_study", __doc__.splitlines()[0], make, arguments)
 
 
 if __name__ == "__main__":

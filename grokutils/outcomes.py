@@ -100,6 +100,7 @@ def outcomes(
     ``alpha_<layer>`` and ``max_over_std_<layer>``; ``diverged``, whether the weights became infinite or NaN: then
     the accuracies are not numbers. Without a training set that was ever known ``best`` and ``fall`` are NaN.
     """
+    table = list(table)
     starts = _starts(fork) if fork is not None and any(c.forked and found.get(c.name) for c in table) else {}
     rows = []
     for cause in table:

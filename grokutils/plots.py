@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from . import data
 from .config import RunConfig
@@ -110,6 +112,13 @@ def _curve(axes: Axes, metrics: pd.DataFrame, column: str, color: str, label: st
             label, (middle.index[-1], middle.iloc[-1]), xytext=(4, 0), textcoords="offset points",
             color=color, va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def _plain_log(axis: Axis) -> None:
+    """Label a logarithmic axis of a decade or two 1, 2, 5, 10, ... without exponents."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _shown_once(figure: Figure) -> Figure:

@@ -246,7 +246,6 @@ def false_alarm_map(
     return _shown_once(figure)
 
 
-
 def _counted(counts: pd.DataFrame | None, name: str) -> str:
     if counts is None:
         return ""

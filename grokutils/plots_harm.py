@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from .forgetting import INPUTS, confusion, first_layer_edits, kept_networks
 from .intervention_study import ALL, REMOVALS, STRENGTHS
-from .plots import _shown_once, style
+from .plots import _plain_log, _shown_once, style
 from .plots_spectra import _WIDTH, _headed, _seed, layer_color
 from .prototypes import NAMES, prototype
 from .regrowth import ARMS, STARTS
@@ -248,9 +247,7 @@ def regrowth_curves(data: Study, frame: pd.DataFrame) -> Figure:
             grid[-1, column].set_xlabel("optimisation steps since the fork")
         for row, layer in enumerate(layers):
             grid[row, 0].set(ylabel=f"{layer}: largest shuffled\neigenvalue / threshold", yscale="log")
-            grid[row, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            grid[row, 0].yaxis.set_major_formatter("{x:g}")
-            grid[row, 0].yaxis.set_minor_formatter(NullFormatter())
+            _plain_log(grid[row, 0].yaxis)
         grid[-1, 0].set(ylabel="test accuracy", ylim=(0, 1.04))
         grid[-1, 0].set_xscale("symlog", linthresh=1, linscale=0.4)  # the steps are 0, 1, ...
         grid[-1, 0].set_xlim(0, None)

@@ -14,10 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from .modular import attention_kernels, embedding_spectrum, key_frequencies
-from .plots import COLORS, _shown_once, phase_tints, style
+from .plots import COLORS, _plain_log, _shown_once, phase_tints, style
 from .plots_spectra import _WIDTH, _alpha_axis, _headed, _series
 from .published import MODULAR_MATRICES
 from .study import Study
@@ -156,9 +155,7 @@ def kernel_curves(*studies: Study) -> Figure:
             reach = f"to step {data.step:,}"
             axes.set_title(f"weight decay {data.weight_decay:g}, {data.seeds}, {reach}", fontsize=9)
             axes.set(xscale="log", yscale="log", xlabel="optimisation step", xlim=(0.9, max(10, data.step)))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _plain_log(axes.yaxis)
         panels[0, 0].set_ylabel("largest singular value\nof a head's kernel")
         names = [f"head {head}" for head in range(len(lines))]
         figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)

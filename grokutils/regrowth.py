@@ -10,7 +10,6 @@ makes it, from forks that it trains in ``runs/``; where it was interrupted it go
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ import pandas as pd
 
 from . import record
 from ._blas import one_torch_thread
+from ._command import for_each_record
 from .columns import REGROWTH
 from .interventions import control, edited_weights, layer_matrix, remove_trap, traps_in
-from .record import Record, load_record
+from .record import Record
 from .train import train
 from .traps import find_traps
 
@@ -146,15 +146,7 @@ def _measured(fork: Record) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the tables of records, and store them, in reference records as well."""
-    parser = argparse.ArgumentParser(prog="python -m grokutils.regrowth", description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", metavar="RUN", help="a run's name or folder")
-    try:
-        for name in parser.parse_args(arguments).records:
-            print(name, len(make_regrowth(load_record(name))), "rows")
-    except (record.RecordError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return for_each_record("regrowth", __doc__.splitlines()[0], make_regrowth, arguments)
 
 
 if __name__ == "__main__":

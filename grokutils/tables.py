@@ -292,7 +292,7 @@ def course_in_words(data: Study, member: int | None = None) -> str:
     member = data.members[0] if member is None else member
     own = data.metrics[data.metrics.member == member]
     told = f"*{data.label}.*"
-    five, ten = (find_phases(own, drop=drop) for drop in (0.05, 0.10))
+    five, ten = find_phases(own, drop=0.05), data.member_phases[member]
     if five.memorised is None:
         return f"{told} The training set is not learnt."
     said = [f"{told} The training set is learnt at step {five.memorised:,}. Test accuracy is best, {five.peak_accuracy:.3f}, "
@@ -303,7 +303,7 @@ def course_in_words(data: Study, member: int | None = None) -> str:
         more = f", by ten at step {ten.collapse:,}" if ten.collapse is not None else ""
         said.append(f"; it has fallen by five points for good at step {five.collapse:,}{more}.")
     found = leads(data)
-    found = found[found.member == member] if "member" in found else found
+    found = found[found.member == member]
     for layer in data.layers:
         frame = _of_layer(data, layer)
         frame = frame[frame.member == member].sort_values("step").set_index("step")

@@ -1,5 +1,4 @@
-"""Tables and sentences of the study of causes, from the frames of `grokutils.outcomes` and "
-"`grokutils.detectors`."""
+"""Tables and sentences of the study of causes, from the frames of `grokutils.outcomes` and `grokutils.detectors`."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from .causes import CONTROL, TOPICS, Cause
 from .detectors import GENERALISED, Signal, Watch
 from .outcomes import COLLAPSE, FALL, VERDICTS
 from .study import Study
+from .tables import TRAPPED_FROM
 
 __all__ = [
     "false_alarms_in_words", "missing_in_words", "power_in_words", "printed_detectors", "printed_ends",
@@ -20,8 +20,6 @@ __all__ = [
 ]  # fmt: skip
 
 _NONE = "–"
-# Half a trap or more, in the mean over the shuffles, is a trap.
-_TRAPPED = 0.5
 # Weights that moved less than this share of the control's have hardly moved.
 _HARDLY = 0.1
 # With fewer networks of a kind an area under a ROC curve means nothing.
@@ -231,7 +229,7 @@ def _moving(by: pd.DataFrame) -> str:
 
 
 def _trapped(own: pd.DataFrame, when: str = "") -> pd.Series:
-    return (own[[f"{when}traps_fc1", f"{when}traps_fc2"]] >= _TRAPPED).any(axis=1)
+    return (own[[f"{when}traps_fc1", f"{when}traps_fc2"]] >= TRAPPED_FROM).any(axis=1)
 
 
 def _traps(by: pd.DataFrame, rows: pd.DataFrame) -> str:
