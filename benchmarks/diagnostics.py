@@ -18,7 +18,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from grokutils import Monitor, diagnose
-from grokutils.layers import find_layers
+from grokutils.spectra.layers import find_layers
 
 from . import _bench
 from . import weightwatcher_reference as reference

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from grokutils import RunConfig, data, models
+from grokutils import RunConfig
+from grokutils.experiment import data, models
 
 from . import _bench
 

@@ -4,12 +4,12 @@
 >>> record = train(RunConfig.recipe("express", steps=2_000), out="runs/x")    # doctest: +SKIP
 """
 
-from .config import ConfigError, RunConfig
-from .data import DataError
-from .diagnose import diagnose
-from .monitor import Monitor
-from .record import Record, RecordError, load_record
-from .train import TrainingDiverged, TrainingInterrupted, train
+from grokutils.experiment.config import ConfigError, RunConfig
+from grokutils.experiment.data import DataError
+from grokutils.records.record import Record, RecordError, load_record
+from grokutils.spectra.diagnose import diagnose
+from grokutils.spectra.monitor import Monitor
+from grokutils.training.train import TrainingDiverged, TrainingInterrupted, train
 
 __all__ = [
     "ConfigError",

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import causes, data, paths
-from ._table import harm_text, table
-from .analysis import analyze_record
-from .columns import DIAGNOSTICS, HARM
-from .config import RECIPES, ConfigError, RunConfig, hyperparameters
-from .data import DataError
-from .diagnose import diagnose
-from .phases import find_phases
-from .record import Record, RecordError, list_records, load_record, publish
-from .schedule import SAVES_PER_DECADE
-from .train import TrainingDiverged, TrainingInterrupted, train
-from .traps import METHODS
+from grokutils.experiment import data
+from grokutils.experiment.config import RECIPES, ConfigError, RunConfig, hyperparameters
+from grokutils.experiment.data import DataError
+from grokutils.paper.causes import conditions as causes
+from grokutils.records.analysis import analyze_record
+from grokutils.records.phases import find_phases
+from grokutils.records.record import Record, RecordError, list_records, load_record, publish
+from grokutils.spectra.diagnose import diagnose
+from grokutils.spectra.table import harm_text, table
+from grokutils.spectra.traps import METHODS
+from grokutils.training.schedule import SAVES_PER_DECADE
+from grokutils.training.train import TrainingDiverged, TrainingInterrupted, train
+from grokutils.util import paths
+from grokutils.util.columns import DIAGNOSTICS, HARM
 
 __all__ = ["main"]
 

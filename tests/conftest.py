@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from grokutils import data, paths
+from grokutils.experiment import data
+from grokutils.util import paths
 
 matplotlib.use("Agg")
 # two threads that wait for each other on a busy machine take ten times as long as one

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from grokutils import RunConfig
-from grokutils.columns import BASELINES, DIAGNOSTICS, METRICS
-from grokutils.record import Record
-from grokutils.study import Study
+from grokutils.records.record import Record
+from grokutils.records.study import Study
+from grokutils.util.columns import BASELINES, DIAGNOSTICS, METRICS
 
 STEPS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 TRAIN = (0.1, 0.1, 0.5, 1.0, 1.0, 1.0, 1.0)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grokutils import baselines as b
-from grokutils.measure import weight_statistics
+from grokutils.spectra import baselines as b
+from grokutils.spectra.measure import weight_statistics
 
 
 @pytest.fixture

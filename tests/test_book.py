@@ -9,7 +9,7 @@ from pathlib import Path
 import check_book
 import pytest
 
-from grokutils.plots import PHASE_COLORS
+from grokutils.paper.kit.figures import PHASE_COLORS
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="

@@ -8,7 +8,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from test_reading_notebooks import execute
 
-from grokutils import causes
+from grokutils.paper.causes import conditions as causes
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "09_causes.ipynb"
 

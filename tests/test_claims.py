@@ -17,13 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from grokutils import RunConfig, impossible, train
-from grokutils.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with_run, write
-from grokutils.claims_causes import CAUSE_CLAIMS
-from grokutils.claims_harm import HARM_CLAIMS
-from grokutils.claims_page import details, overview, records, rule
-from grokutils.evidence import NotMeasured, Source, accuracy_when_learnt, before_rise, best_accuracy, read
-from grokutils.findings import (
+from grokutils import RunConfig, train
+from grokutils.paper.causes.claims import CAUSE_CLAIMS
+from grokutils.paper.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with_run, write
+from grokutils.paper.claims_page import details, overview, records, rule
+from grokutils.paper.harmful_traps.claims import HARM_CLAIMS
+from grokutils.paper.judge import impossible
+from grokutils.paper.judge.evidence import (
+    NotMeasured,
+    Source,
+    accuracy_when_learnt,
+    before_rise,
+    best_accuracy,
+    read,
+)
+from grokutils.paper.judge.findings import (
     FEWEST,
     Finding,
     _thresholds,
@@ -36,12 +44,12 @@ from grokutils.findings import (
     separation,
     share,
 )
-from grokutils.judging import RULE, VERDICTS, Claim, Part, Range, judge_claim
-from grokutils.phases import LAYER_CONTROLS, NETWORK_CONTROLS
-from grokutils.published import MODULAR_MATRICES, PHASES
-from grokutils.record import RecordError
-from grokutils.schedule import log_spaced
-from grokutils.study import Study
+from grokutils.paper.judge.judging import RULE, VERDICTS, Claim, Part, Range, judge_claim
+from grokutils.paper.judge.published import MODULAR_MATRICES, PHASES
+from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS
+from grokutils.records.record import RecordError
+from grokutils.records.study import Study
+from grokutils.training.schedule import log_spaced
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 YES, PARTLY, NO, UNMEASURED = VERDICTS
@@ -517,7 +525,7 @@ def test_points_for_a_p_value_are_found():
 
 
 def test_smallest_alpha_is_a_bound_that_real_fits_respect():
-    from grokutils.spectra import fit_power_law
+    from grokutils.spectra.alpha import fit_power_law
 
     x = np.array([2e-5] * 3 + [float(np.finfo(np.float32).max) ** 2 * 150_000] * 40)
     x *= 1 + 1e-9 * np.arange(len(x))
@@ -540,7 +548,7 @@ def test_claims_are_complete():
 @pytest.fixture(scope="module")
 def judged():
     """All claims: on known networks, on a record that is short, and on one that is not there."""
-    from grokutils.judging import ARITHMETIC, Judged, _Sources
+    from grokutils.paper.judge.judging import ARITHMETIC, Judged, _Sources
 
     scales = {"express": records_of(), "paper": records_of(recipe="paper", until=0.2)}
     results = {

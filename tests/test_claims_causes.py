@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from made_studies import COLLAPSE, NEVER, PLATEAU, SHALLOW, made
 
-from grokutils import claims_causes
-from grokutils.claims import REFERENCE
-from grokutils.claims_causes import CAUSE_CLAIMS, CAUSE_RECORDS
-from grokutils.judging import VERDICTS, _Sources, judge_claim
+from grokutils.paper.causes import claims as claims_causes
+from grokutils.paper.causes.claims import CAUSE_CLAIMS, CAUSE_RECORDS
+from grokutils.paper.claims import REFERENCE
+from grokutils.paper.judge.judging import VERDICTS, _Sources, judge_claim
 
 BY_ID = {claim.id: claim for claim in CAUSE_CLAIMS}
 REPLICATES, PARTLY, DOES_NOT, UNMEASURED = VERDICTS

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from test_claims import KEPT, S, run
 
-from grokutils import evidence_harm
-from grokutils.claims import CLAIMS, TOPICS
-from grokutils.claims_harm import HARM_CLAIMS, HARM_TOPIC
-from grokutils.forgetting import INPUTS, NEARNESS
-from grokutils.intervention_study import ALL
-from grokutils.judging import VERDICTS, judge_claim
-from grokutils.regrowth import ARMS
+from grokutils.paper.claims import CLAIMS, TOPICS
+from grokutils.paper.harmful_traps import evidence as evidence_harm
+from grokutils.paper.harmful_traps.claims import HARM_CLAIMS, HARM_TOPIC
+from grokutils.paper.harmful_traps.forgetting import INPUTS, NEARNESS
+from grokutils.paper.harmful_traps.intervention_study import ALL
+from grokutils.paper.harmful_traps.regrowth import ARMS
+from grokutils.paper.judge.judging import VERDICTS, judge_claim
 
 YES, PARTLY, NO, UNMEASURED = VERDICTS
 BY_ID = {claim.id: claim for claim in HARM_CLAIMS}

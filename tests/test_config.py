@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from grokutils import ConfigError, RunConfig, config
-from grokutils.config import MAX_STEPS, RECIPES, Member
+from grokutils import ConfigError, RunConfig
+from grokutils.experiment import config
+from grokutils.experiment.config import MAX_STEPS, RECIPES, Member
 
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 INTEGERS = [n for n, f in FIELDS.items() if type(f.default) is int]

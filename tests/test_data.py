@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from grokutils import ConfigError, DataError, RunConfig, data
+from grokutils import ConfigError, DataError, RunConfig
+from grokutils.experiment import data
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPRESS = RunConfig.recipe("express", per_class=20, batch_size=200)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_studies import COLLAPSE, NEVER, PLATEAU, STEPS, made
 from sklearn.metrics import roc_auc_score
 
-from grokutils.detectors import (
+from grokutils.paper.causes.detectors import (
     LASTING,
     SIGNALS,
     Signal,

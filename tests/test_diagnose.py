@@ -31,29 +31,20 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from benchmarks import diagnostics as benchmark
-from grokutils import (
-    DataError,
-    Record,
-    RecordError,
-    RunConfig,
-    columns,
-    data,
-    diagnose,
-    load_record,
-    paths,
-    train,
-)
-from grokutils import record as record_module
-from grokutils._blas import threads_for
-from grokutils._table import table
-from grokutils.analysis import NotKept, analyze_record
+from grokutils import DataError, Record, RecordError, RunConfig, diagnose, load_record, train
 from grokutils.cli import main
-from grokutils.layers import find_layers
-from grokutils.matrix import Options, diagnose_matrix
-from grokutils.phases import lead_times
-from grokutils.spectra import esd, fit_power_law
-from grokutils.traps import find_traps, mp_ks, trap_vectors
-from grokutils.verdict import THRESHOLDS, VERDICTS, Thresholds, verdict
+from grokutils.experiment import data
+from grokutils.records import record as record_module
+from grokutils.records.analysis import NotKept, analyze_record
+from grokutils.records.phases import lead_times
+from grokutils.spectra.alpha import esd, fit_power_law
+from grokutils.spectra.layers import find_layers
+from grokutils.spectra.matrix import Options, diagnose_matrix
+from grokutils.spectra.table import table
+from grokutils.spectra.traps import find_traps, mp_ks, trap_vectors
+from grokutils.spectra.verdict import THRESHOLDS, VERDICTS, Thresholds, verdict
+from grokutils.util import columns, paths
+from grokutils.util.blas import threads_for
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = dict(shuffles=2, ks_draws=0, progress=False)
@@ -232,7 +223,7 @@ def test_large_matrices_by_their_product_and_small_ones_directly(monkeypatch):
     for W in (gaussian(60, 80), gaussian(60, 60), low, gaussian(80, 60) * 100, trapped, trapped.T + 1):
         expected = one(W)
         with monkeypatch.context() as patched:
-            patched.setattr(sys.modules["grokutils.matrix"], "LARGE", 50)
+            patched.setattr(sys.modules["grokutils.spectra.matrix"], "LARGE", 50)
             got = one(W)
             for name in set(expected.index) - set(WORDS):
                 assert got[name] == pytest.approx(expected[name], rel=1e-7, abs=1e-9, nan_ok=True), name
@@ -240,7 +231,7 @@ def test_large_matrices_by_their_product_and_small_ones_directly(monkeypatch):
             tiny = one(W * 1e6, cutoff=1e-3)
         assert tiny.xmin == one(W * 1e6, cutoff=1e-3).xmin
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="must have eigenvalues under 1e308"):
-        patched.setattr(sys.modules["grokutils.matrix"], "LARGE", 50)
+        patched.setattr(sys.modules["grokutils.spectra.matrix"], "LARGE", 50)
         one(gaussian(60, 60) * 1e200)
 
 
@@ -750,7 +741,7 @@ def files(record: Record) -> dict[str, bytes]:
 @pytest.fixture
 def computed(monkeypatch) -> list[str]:
     """Names of the layers whose spectra are computed."""
-    module, seen = sys.modules["grokutils.analysis"], []
+    module, seen = sys.modules["grokutils.records.analysis"], []
     original = module.diagnose_layer
 
     def spy(layer, options):
@@ -791,8 +782,8 @@ def test_spectra_can_be_drawn_from_what_is_kept(record):
 
 
 def test_baselines_are_those_of_the_definitions(record):
-    from grokutils import baselines as b
-    from grokutils.measure import l2_norm
+    from grokutils.spectra import baselines as b
+    from grokutils.spectra.measure import l2_norm
 
     row = analyze_record(record, **FAST).baselines.iloc[-1]
     weights, module = record.weights(), record.model()
@@ -935,7 +926,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
 
 
 def test_what_was_done_before_an_interruption_is_kept(record, monkeypatch, computed):
-    module = sys.modules["grokutils.analysis"]
+    module = sys.modules["grokutils.records.analysis"]
     progress_measures = module.baselines.progress_measures
     calls = []
 

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from grokutils import RunConfig, train
-from grokutils.explorer import explorer_data, explorer_html
-from grokutils.plots import PHASE_COLORS
-from grokutils.record import write_parquet
-from grokutils.study import study
+from grokutils.paper.explorer.page import explorer_data, explorer_html
+from grokutils.paper.kit.figures import PHASE_COLORS
+from grokutils.records.record import write_parquet
+from grokutils.records.study import study
 
 BROWSER = check_book.find_browser()
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import nn
 
-from grokutils import RunConfig, data, train
-from grokutils.forgetting import (
+from grokutils import RunConfig, train
+from grokutils.experiment import data
+from grokutils.paper.harmful_traps.figures import (
+    class_curves,
+    confusion_panels,
+    dose_curves,
+    harm_scatter,
+    prototype_strip,
+    regrowth_curves,
+)
+from grokutils.paper.harmful_traps.forgetting import (
     INPUTS,
     Network,
     class_accuracy,
@@ -24,24 +33,22 @@ from grokutils.forgetting import (
     norm_answers,
     piling,
 )
-from grokutils.plots_harm import (
-    class_curves,
-    confusion_panels,
-    dose_curves,
-    harm_scatter,
-    prototype_strip,
-    regrowth_curves,
+from grokutils.paper.harmful_traps.prototypes import NAMES, prototype, prototype_matches, similarity
+from grokutils.paper.harmful_traps.tables import (
+    forgotten,
+    nearness_table,
+    norm_table,
+    piling_table,
+    prototype_table,
 )
-from grokutils.prototypes import NAMES, prototype, prototype_matches, similarity
-from grokutils.study import study
-from grokutils.tables_harm import forgotten, nearness_table, norm_table, piling_table, prototype_table
-from grokutils.words_harm import (
+from grokutils.paper.harmful_traps.words import (
     forgetting_in_words,
     nearness_in_words,
     norm_in_words,
     piling_in_words,
     prototypes_in_words,
 )
+from grokutils.records.study import study
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +131,11 @@ def test_inputs_are_what_they_are_called(digits):
 def test_a_network_that_answers_to_the_norm_is_found_out(digits, monkeypatch, found):
     edges = np.quantile(np.linalg.norm(digits.x_test, axis=1), [0.2, 0.4, 0.6, 0.8])
     net = network(digits, ByNorm(edges))
-    monkeypatch.setattr("grokutils.forgetting._pairs", lambda data: iter([(net, net)]))
+    monkeypatch.setattr("grokutils.paper.harmful_traps.forgetting._pairs", lambda data: iter([(net, net)]))
     told = norm_answers(found).iloc[0]
     assert told.same > 0.99 and told.same_by_chance == pytest.approx(0.2, abs=0.02)
     assert told.from_norm > 0.85 > told.from_random and told.commonest == pytest.approx(0.2, abs=0.03)
-    monkeypatch.setattr("grokutils.forgetting._pairs", lambda data: iter([(net, constant(digits))]))
+    monkeypatch.setattr("grokutils.paper.harmful_traps.forgetting._pairs", lambda data: iter([(net, constant(digits))]))
     told = norm_answers(found).iloc[1]
     assert told.same == told.same_by_chance == told.from_norm == told.commonest == 1
 
@@ -187,10 +194,10 @@ def test_nearness_finds_a_network_that_knows_what_is_near_to_its_class(digits, m
     means = np.stack([digits.x_train[digits.y_train == c].mean(axis=0) for c in range(10)])
     near = np.array([similarity(means[c], x[None])[0] for c, x in zip(digits.y_test, digits.x_test, strict=True)])
     monkeypatch.setattr(Network, "right", property(lambda self: np.ones(len(near), bool) if self is best else near > np.median(near)))
-    monkeypatch.setattr("grokutils.forgetting._pairs", lambda data: iter([(best, last)]))
+    monkeypatch.setattr("grokutils.paper.harmful_traps.forgetting._pairs", lambda data: iter([(best, last)]))
     auc = nearness(found).set_index("near").auc
     assert auc["mean image of its class"] == 1 and 0.3 < auc["a random direction"] < 0.7
-    monkeypatch.setattr("grokutils.forgetting._pairs", lambda data: iter([(best, best)]))
+    monkeypatch.setattr("grokutils.paper.harmful_traps.forgetting._pairs", lambda data: iter([(best, best)]))
     nothing = nearness(found)
     assert nothing.empty and "No network has both" in nearness_in_words(nothing)
     assert nearness_table(("a", nothing)).empty
@@ -206,7 +213,7 @@ def test_only_perceptrons_with_weights_are_shown_images(found, tmp_path):
 
 
 def test_figures_are_drawn_of_what_there_is_and_of_nothing(found):
-    from grokutils.columns import INTERVENTIONS, REGROWTH
+    from grokutils.util.columns import INTERVENTIONS, REGROWTH
 
     nothing = pd.DataFrame(columns=list(INTERVENTIONS))
     drawn = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
-from grokutils import record as records
-from grokutils.hooks import CenterRows
+from grokutils.records import record as records
+from grokutils.training.hooks import CenterRows
 
 
 def tiny(**changes) -> RunConfig:
@@ -74,7 +74,7 @@ def test_unused_pixels_of_an_edit_decay_as_they_should(tmp_path):
 
 
 def data_of(source):
-    from grokutils import data
+    from grokutils.experiment import data
 
     return data.load(source.config, 0).x_train != 0
 

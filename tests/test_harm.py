@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from grokutils import RunConfig, columns, data, diagnose, train
+from grokutils import RunConfig, diagnose, train
 from grokutils.cli import main
-from grokutils.harm import (
+from grokutils.experiment import data
+from grokutils.spectra.harm import (
     PROBES,
     Probes,
     harm_of,
@@ -25,7 +26,8 @@ from grokutils.harm import (
     probes_like,
     probes_of,
 )
-from grokutils.interventions import control, edited, inject, layer_matrix, remove_trap, traps_in
+from grokutils.spectra.interventions import control, edited, inject, layer_matrix, remove_trap, traps_in
+from grokutils.util import columns
 
 DEAD, ALIVE, PIXEL = 7, 8, 36
 

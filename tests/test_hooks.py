@@ -8,9 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokutils import ConfigError, RecordError, RunConfig, load_record, models, train
-from grokutils import record as records
-from grokutils.hooks import CenterRows, ClipWeights, FreeOnly, HoldNorm, Hook, ScaleSteps, check_hooks
+from grokutils import ConfigError, RecordError, RunConfig, load_record, train
+from grokutils.experiment import models
+from grokutils.records import record as records
+from grokutils.training.hooks import (
+    CenterRows,
+    ClipWeights,
+    FreeOnly,
+    HoldNorm,
+    Hook,
+    ScaleSteps,
+    check_hooks,
+)
 
 
 def tiny(**changes) -> RunConfig:

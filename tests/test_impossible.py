@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from grokutils import impossible
-from grokutils.published import TABLE_1, TABLE_1_ARXIV
+from grokutils.paper.judge import impossible
+from grokutils.paper.judge.published import TABLE_1, TABLE_1_ARXIV
 
 
 def test_examples():

@@ -15,12 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils import Record, RecordError, RunConfig, columns, load_record, train
-from grokutils import intervention_study as study_module
-from grokutils.intervention_study import ALL, STRENGTHS, change_interval, interventions_of
-from grokutils.record import publish, read_tensors, write_tensors
-from grokutils.regrowth import ARMS, STARTS, make_regrowth, regrowth_of
-from grokutils.tables_harm import (
+from grokutils import Record, RecordError, RunConfig, load_record, train
+from grokutils.paper.harmful_traps import intervention_study as study_module
+from grokutils.paper.harmful_traps.intervention_study import ALL, STRENGTHS, change_interval, interventions_of
+from grokutils.paper.harmful_traps.regrowth import ARMS, STARTS, make_regrowth, regrowth_of
+from grokutils.paper.harmful_traps.tables import (
     at_best_and_last,
     correlates_table,
     harm_rates,
@@ -32,7 +31,14 @@ from grokutils.tables_harm import (
     removals_table,
     said,
 )
-from grokutils.words_harm import cause_in_words, regrowth_in_words, told_in_words, undone_in_words
+from grokutils.paper.harmful_traps.words import (
+    cause_in_words,
+    regrowth_in_words,
+    told_in_words,
+    undone_in_words,
+)
+from grokutils.records.record import publish, read_tensors, write_tensors
+from grokutils.util import columns
 
 #: Networks that have traps at once: the mean of their weights is not zero for long at this scale.
 CONFIG = RunConfig.recipe("express", steps=400, init_scale=2.0)
@@ -252,7 +258,7 @@ def test_what_is_said_of_values():
 
 def test_forks_without_traps(source, tmp_path):
     copy = publish(source, tmp_path / "copy", [100, 400])
-    assert regrowth_of(copy).empty and "python -m grokutils.regrowth x" in regrowth_in_words(regrowth_of(copy), "x")
+    assert regrowth_of(copy).empty and "python -m grokutils.paper.harmful_traps.regrowth x" in regrowth_in_words(regrowth_of(copy), "x")
     made = make_regrowth(copy, steps=20, members=2, progress=False)
     pd.testing.assert_frame_equal(regrowth_of(copy), made)
     assert list(made.columns) == list(columns.REGROWTH)

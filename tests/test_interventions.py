@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from grokutils.interventions import (
+from grokutils.paper.traps import lone_weight
+from grokutils.spectra.interventions import (
     CONTROLS,
     INJECTIONS,
     REPLACEMENTS,
@@ -22,8 +23,7 @@ from grokutils.interventions import (
     remove_trap,
     traps_in,
 )
-from grokutils.trap_makers import lone_weight
-from grokutils.traps import find_traps
+from grokutils.spectra.traps import find_traps
 
 SHAPES = st.sampled_from([(30, 40), (40, 30), (36, 36)])
 SEEDS = st.integers(0, 2**20)

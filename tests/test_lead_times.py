@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokutils import columns
-from grokutils.phases import LAYER_CONTROLS, NETWORK_CONTROLS, lead_times, onset
-from grokutils.schedule import log_spaced
+from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, lead_times, onset
+from grokutils.training.schedule import log_spaced
+from grokutils.util import columns
 
 MEASURED = np.array(log_spaced(10**6, 40))
 SAVED = np.array(log_spaced(10**6, 10))

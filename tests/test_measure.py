@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from grokutils import measure
-from grokutils.measure import l2_norm, weight_statistics
+from grokutils.spectra import measure
+from grokutils.spectra.measure import l2_norm, weight_statistics
 
 matrices = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=1, max_dims=2, max_side=12), elements=st.floats(-1e6, 1e6, width=32)

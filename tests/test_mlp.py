@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from grokutils import RunConfig, data, models
-from grokutils.models.mlp import _blocks
+from grokutils import RunConfig
+from grokutils.experiment import data, models
+from grokutils.experiment.models.mlp import _blocks
 
 
 def reference(config: RunConfig, member: int, batches: list[np.ndarray]) -> torch.nn.Sequential:

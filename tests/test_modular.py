@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils.modular import attention_kernels, embedding_spectrum, key_frequencies
+from grokutils.paper.modular_addition.modular import attention_kernels, embedding_spectrum, key_frequencies
 
 
 @given(st.sampled_from([5, 7, 13, 31, 113]), st.data())

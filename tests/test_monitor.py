@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from grokutils import Monitor, columns, diagnose
-from grokutils.monitor import SpectralWarning
-from grokutils.verdict import Thresholds
+from grokutils import Monitor, diagnose
+from grokutils.spectra.monitor import SpectralWarning
+from grokutils.spectra.verdict import Thresholds
+from grokutils.util import columns
 
 COLUMNS = ["step", *list(columns.DIAGNOSTICS)[4:]]
 

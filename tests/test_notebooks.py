@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from grokutils import RunConfig, load_record
-from grokutils._book import BUILDING
+from grokutils.paper.kit.book import BUILDING
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -9,14 +9,14 @@ import pytest
 from made_studies import COLLAPSE, NEVER, PLATEAU, SHALLOW, made
 from matplotlib.figure import Figure
 
-from grokutils import ConfigError, RunConfig, causes, cli, load_record, tables_causes, train
-from grokutils import detectors as d
-from grokutils.analysis import NotKept
-from grokutils.causes import Cause
-from grokutils.outcomes import VERDICTS, compare, displacement, of_seeds, outcomes, studies
-from grokutils.plots_causes import areas, condition_panels, fall_dots, false_alarm_map, lead_curves
-from grokutils.sweep import check
-from grokutils.tables_causes import (
+from grokutils import ConfigError, RunConfig, cli, load_record, train
+from grokutils.paper.causes import conditions as causes
+from grokutils.paper.causes import detectors as d
+from grokutils.paper.causes import tables as tables_causes
+from grokutils.paper.causes.conditions import Cause
+from grokutils.paper.causes.figures import areas, condition_panels, fall_dots, false_alarm_map, lead_curves
+from grokutils.paper.causes.outcomes import VERDICTS, compare, displacement, of_seeds, outcomes, studies
+from grokutils.paper.causes.tables import (
     false_alarms_in_words,
     missing_in_words,
     power_in_words,
@@ -26,6 +26,8 @@ from grokutils.tables_causes import (
     statements,
     warnings_in_words,
 )
+from grokutils.records.analysis import NotKept
+from grokutils.training.sweep import check
 
 TABLE = (
     Cause("plain", topic="control", says="as it is"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from grokutils.paired import holm, sign_flip_p
+from grokutils.paper.judge.stats import holm, sign_flip_p
 
 NUMBERS = st.floats(-1, 1).map(lambda x: round(x, 3))
 

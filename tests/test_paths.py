@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grokutils import paths
+from grokutils.util import paths
 
 ROOT = Path(__file__).resolve().parent.parent
 

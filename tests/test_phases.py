@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grokutils import phases
-from grokutils.phases import Phases, find_phases
-from grokutils.schedule import log_spaced
+from grokutils.records import phases
+from grokutils.records.phases import Phases, find_phases
+from grokutils.training.schedule import log_spaced
 
 
 def curves(train, test, steps=None) -> pd.DataFrame:

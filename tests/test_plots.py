@@ -8,9 +8,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from grokutils import RunConfig, plots, train
-from grokutils.phases import Phases, find_phases
-from grokutils.plots import COLORS, PHASE_COLORS, phase_tints, style, training_curves, training_images
+from grokutils import RunConfig, train
+from grokutils.paper.kit import figures as plots
+from grokutils.paper.kit.figures import (
+    COLORS,
+    PHASE_COLORS,
+    phase_tints,
+    style,
+    training_curves,
+    training_images,
+)
+from grokutils.records.phases import Phases, find_phases
 
 EXPRESS = RunConfig.recipe("express")
 LONG = 2_000  # steps: the training set is learnt by then

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from made_studies import ALPHA, COLLAPSE, NEVER, PLATEAU, STEPS, made
 
-from grokutils import plots_spectra
-from grokutils.plots import COLORS, PHASE_COLORS, style
-from grokutils.plots_spectra import (
+from grokutils.paper.kit import curves as plots_spectra
+from grokutils.paper.kit.curves import (
     accuracy_panels,
     alpha_curves,
     decay_contrast,
@@ -26,8 +25,9 @@ from grokutils.plots_spectra import (
     trap_curves,
     traps_against_weights,
 )
-from grokutils.spectra import fit_power_law
-from grokutils.tables import leads
+from grokutils.paper.kit.figures import COLORS, PHASE_COLORS, style
+from grokutils.paper.kit.tables import leads
+from grokutils.spectra.alpha import fit_power_law
 
 ROOT = Path(__file__).resolve().parent.parent
 

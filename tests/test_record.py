@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grokutils import RecordError, RunConfig, load_record, paths, train
-from grokutils import record as records
+from grokutils import RecordError, RunConfig, load_record, train
+from grokutils.records import record as records
+from grokutils.util import paths
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils import schedule
-from grokutils.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
+from grokutils.training import schedule
+from grokutils.training.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
 
 steps = st.integers(0, 10**8)
 densities = st.integers(1, 60)

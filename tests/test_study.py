@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from made_studies import COLLAPSE, NEVER, PLATEAU, READ, SHAPES, STEPS, TRAIN, made
 
-import grokutils.study
+import grokutils.records.study
 from grokutils import RunConfig, train
-from grokutils.published import PHASES, TABLE_STEPS
-from grokutils.study import NAMES, study
+from grokutils.paper.judge.published import PHASES, TABLE_STEPS
+from grokutils.records.study import NAMES, study
 
 EXPRESS = RunConfig.recipe("express")
 
@@ -24,7 +24,7 @@ def mixed(tmp_path_factory):
 
 
 def test_examples():
-    assert doctest.testmod(grokutils.study).failed == 0
+    assert doctest.testmod(grokutils.records.study).failed == 0
 
 
 # -- from a record ----------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
-from grokutils.hooks import ClipWeights, Hook
-from grokutils.record import read_parquet
-from grokutils.sweep import Condition, Fork, check, config_of, folder_of, sweep
+from grokutils.records.record import read_parquet
+from grokutils.training.hooks import ClipWeights, Hook
+from grokutils.training.sweep import Condition, Fork, check, config_of, folder_of, sweep
 
 BASE = RunConfig.recipe("express", steps=120, width=16)
 
@@ -155,7 +155,7 @@ def test_a_member_that_diverges_is_reported_and_kept_and_a_run_that_does_stops_n
 SCRIPT = """
 import sys
 from grokutils import RunConfig
-from grokutils.sweep import Condition, sweep
+from grokutils.training.sweep import Condition, sweep
 if __name__ == "__main__":
     base = RunConfig.recipe("express", steps=40_000, width=16)
     sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=2, progress=False)

@@ -10,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_studies import ALPHA, COLLAPSE, NEVER, PLATEAU, TRAPS, made
 
-import grokutils.published
-import grokutils.tables
-from grokutils.published import PHASES, TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_4, TABLE_STEPS, TABLES
-from grokutils.tables import (
+import grokutils.paper.judge.published
+import grokutils.paper.kit.tables
+from grokutils.paper.judge.published import (
+    PHASES,
+    TABLE_1,
+    TABLE_1_ARXIV,
+    TABLE_2,
+    TABLE_4,
+    TABLE_STEPS,
+    TABLES,
+)
+from grokutils.paper.kit.tables import (
     PAIRS,
     alpha_jumps,
     cliffs_delta,
@@ -41,7 +49,7 @@ def studies(tmp_path_factory):
     return made(folder / "wd0"), made(folder / "wd0.01", (PLATEAU, PLATEAU), decay=0.01)
 
 
-@pytest.mark.parametrize("module", [grokutils.tables, grokutils.published])
+@pytest.mark.parametrize("module", [grokutils.paper.kit.tables, grokutils.paper.judge.published])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 
@@ -292,7 +300,7 @@ def test_two_runs_of_one_decay_are_told_apart_by_name(tmp_path):
 
 @given(st.lists(st.integers(-9, 9), min_size=2, max_size=8), st.lists(st.integers(-9, 9), min_size=2, max_size=8))
 def test_the_best_threshold_is_the_best_of_all(a, b):
-    cut = grokutils.tables._best_cut(np.array(a, float), np.array(b, float))
+    cut = grokutils.paper.kit.tables._best_cut(np.array(a, float), np.array(b, float))
     values = sorted(set(a) | set(b))
     if len(values) < 2:
         assert cut is None

@@ -10,13 +10,10 @@ import pytest
 from made_studies import made
 
 from grokutils import RunConfig, train
-from grokutils.columns import BASELINES, DIAGNOSTICS, METRICS, SPECTRA
-from grokutils.plots import PHASE_COLORS
-from grokutils.plots_modular import matrix_curves, seeds_by_decay
-from grokutils.published import MODULAR_MATRICES
-from grokutils.record import Record
-from grokutils.study import Study, study, study_each_decay
-from grokutils.tables_modular import (
+from grokutils.paper.judge.published import MODULAR_MATRICES
+from grokutils.paper.kit.figures import PHASE_COLORS
+from grokutils.paper.modular_addition.figures import matrix_curves, seeds_by_decay
+from grokutils.paper.modular_addition.tables import (
     conditions,
     conditions_in_words,
     mean_alpha_in_words,
@@ -24,6 +21,9 @@ from grokutils.tables_modular import (
     phases_in_words,
     printed_conditions,
 )
+from grokutils.records.record import Record
+from grokutils.records.study import Study, study, study_each_decay
+from grokutils.util.columns import BASELINES, DIAGNOSTICS, METRICS, SPECTRA
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (0, 1, 10, 100, 1_000, 10_000)

@@ -14,16 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from grokutils import (
-    ConfigError,
-    RecordError,
-    RunConfig,
-    TrainingDiverged,
-    load_record,
-    train,
-)
-from grokutils import record as records
-from grokutils.schedule import log_spaced
+from grokutils import ConfigError, RecordError, RunConfig, TrainingDiverged, load_record, train
+from grokutils.records import record as records
+from grokutils.training.schedule import log_spaced
 
 
 def tiny(**changes) -> RunConfig:

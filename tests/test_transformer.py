@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from grokutils import ConfigError, RunConfig, data, models, train
+from grokutils import ConfigError, RunConfig, train
+from grokutils.experiment import data, models
 
 
 def small(**changes) -> RunConfig:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from made_studies import COLLAPSE, NEVER, SHAPES, made
 
-import grokutils.trap_makers
-from grokutils.trap_makers import lone_weight, mean_shift, trap_carriers, trap_causes, trap_correlates
-from grokutils.traps import find_traps
+import grokutils.paper.traps
+from grokutils.paper.traps import lone_weight, mean_shift, trap_carriers, trap_causes, trap_correlates
+from grokutils.spectra.traps import find_traps
 
 SHAPES_TRIED = [(200, 784), (200, 200), (100, 64), (60, 300)]
 
 
 def test_examples():
-    assert doctest.testmod(grokutils.trap_makers).failed == 0
+    assert doctest.testmod(grokutils.paper.traps).failed == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES_TRIED)

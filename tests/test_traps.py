@@ -14,10 +14,12 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from benchmarks import weightwatcher_reference as reference
-from grokutils import _mp, _mp_ks, traps
-from grokutils._mp_ks import mp_null, wishart_eigenvalues
-from grokutils.spectra import esd
-from grokutils.traps import (
+from grokutils.spectra import ks as _mp_ks
+from grokutils.spectra import marchenko_pastur as _mp
+from grokutils.spectra import traps
+from grokutils.spectra.alpha import esd
+from grokutils.spectra.ks import mp_null, wishart_eigenvalues
+from grokutils.spectra.traps import (
     count_traps,
     find_traps,
     inverse_participation_ratio,

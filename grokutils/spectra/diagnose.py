@@ -1,0 +1,123 @@
+"""From any model to one tidy table: alpha, traps and controls of every weight matrix, with a verdict.
+
+>>> import torch
+>>> net = torch.nn.Sequential(torch.nn.Linear(300, 100), torch.nn.ReLU(), torch.nn.Linear(100, 50))
+>>> diagnose(net, shuffles=3)[["layer", "rows", "columns", "traps"]].values.tolist()
+[['0', 100, 300, 0.0], ['2', 50, 100, 0.0]]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from grokutils.records.analysis import analyze_record
+from grokutils.records.record import Record
+from grokutils.spectra.alpha import CUTOFF
+from grokutils.spectra.harm import harm_of, probes_of
+from grokutils.spectra.layers import find_layers, is_matrix
+from grokutils.spectra.matrix import Options, diagnose_layer, diagnose_matrix
+from grokutils.spectra.verdict import THRESHOLDS, Thresholds, verdict
+from grokutils.util.columns import DIAGNOSTICS, HARM
+from grokutils.util.progress import tqdm
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    source: Any,
+    *,
+    shuffles: int = 20,
+    seed: int = 0,
+    method: str = "bulk",
+    bootstrap: int = 0,
+    cutoff: float | str = CUTOFF,
+    ks_draws: int = 400,
+    thresholds: Thresholds = THRESHOLDS,
+    progress: bool = True,
+    harmful: bool = False,
+    inputs: Any = None,
+) -> pd.DataFrame:
+    """A row for each weight matrix: spectrum, traps, controls, verdict.
+
+    >>> diagnose(np.random.default_rng(0).normal(size=(200, 100))).reason[0]
+    'alpha 5.7 lies between 2 and 6, but no eigenvalue stands out of the random bulk; no traps'
+
+    Parameters
+    ----------
+    source : what to look at:
+
+        - a `torch.nn.Module`, or a mapping of names to arrays such as a ``state_dict``;
+        - the path of a ``.safetensors`` file (pickled checkpoints are refused: reading one can run code);
+        - a matrix (rows, columns): NumPy array, tensor of any real type, or rows of numbers;
+        - a `Record`: all saved steps and members, kept in the record so that a second call is instant (see
+          `grokutils.records.analysis.analyze_record`).
+
+        Which arrays of a model are layers, and how convolutions and fused projections become matrices, is in
+        `grokutils.spectra.layers.find_layers`.
+    shuffles : shuffled copies of each matrix that traps are counted in; 0 leaves traps out and is fast
+    seed : of the shuffles: a whole number, or a NumPy Generator or RandomState that they are drawn from
+    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`)
+    bootstrap : resamples for an interval of alpha
+    cutoff : eigenvalues up to this count as zero in the fit; "relative" for models with very small weights
+        (`grokutils.spectra.alpha.fit_power_law`)
+    ks_draws : random matrices behind ``ks_p``; 0 leaves the ``ks_`` columns out
+    thresholds : where the verdicts change
+    progress : show a progress bar, if it takes more than a few seconds
+    harmful : of a module that can be run, also take the largest trap of each layer out and see how far the outputs
+        on random inputs change, beside a random direction of the same norm (`grokutils.util.columns.HARM`)
+    inputs : of that test, some training inputs (examples, ...), whose mean and standard deviation the random ones take;
+        not needed if the model begins with a linear layer
+
+    Returns
+    -------
+    DataFrame. Every column is explained in `grokutils.util.columns.DIAGNOSTICS` and in the book; eigenvalues are
+    those of W^T W, in squared units of the weights. A layer that cannot be measured (NaN or infinite entries, no
+    real numbers, numbers that are elsewhere) keeps its row, with NaN, the verdict "undetermined" and the
+    reason. So does what one measure asks too much of: a matrix with fewer than ten eigenvalues, an empty
+    tail, a constant matrix.
+
+    Raises
+    ------
+    ValueError, TypeError : a matrix by itself that is not two-dimensional, empty, complex, or not finite; a
+        source without matrices or of another kind; a file that is no safetensors file; an option without meaning;
+        `harmful` with a source that cannot be run, such as weights alone, or whose input shape is not known.
+    FileNotFoundError : no such file.
+    RecordError : a damaged record.
+    """
+    options = Options(shuffles, seed, method, bootstrap, cutoff, ks_draws)
+    if harmful:
+        _check_runs(source, seed, inputs)
+    elif inputs is not None:
+        raise ValueError("inputs are for harmful=True, which was not asked for.")
+    if isinstance(source, Record):
+        kept = analyze_record(source, thresholds=thresholds, progress=progress, **options.as_dict())
+        return kept.diagnostics
+    layers = find_layers(source)
+    rows = []
+    for layer in tqdm(layers, desc="layers", delay=3, leave=False, disable=not progress):
+        found = diagnose_matrix(source, options) if is_matrix(source) else diagnose_layer(layer, options)
+        word, reason = verdict(found.row, thresholds)
+        names = {"layer": layer.name, "note": layer.note}
+        rows.append(names | found.row | {"verdict": word, "reason": reason})
+    table = pd.DataFrame({name: [row[name] for row in rows] for name in DIAGNOSTICS if name in rows[0]})
+    if not harmful:
+        return table
+    tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
+    return table.assign(**{name: [test[name] for test in tests] for name in HARM})
+
+
+def _check_runs(source: Any, seed: Any, inputs: Any) -> None:
+    if isinstance(source, Record):
+        raise ValueError(
+            "harmful=True needs one network: record.model(step, member) gives one, and "
+            "grokutils.paper.harmful_traps.intervention_study.interventions_of(record) intervenes on all that are kept."
+        )
+    if not isinstance(source, torch.nn.Module):
+        raise ValueError("harmful=True needs a model that can be run, a torch module; weights alone do not say what it does.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise ValueError(f"with harmful=True the seed must be a whole number; got {seed!r}.")
+    probes_of(source, inputs)

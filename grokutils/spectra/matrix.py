@@ -1,0 +1,234 @@
+"""Everything that is measured of one weight matrix, as one row of numbers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from grokutils.spectra import baselines
+from grokutils.spectra.alpha import CUTOFF, alpha_hat, as_matrix, erg_tail, esd, fit_power_law, stable_rank
+from grokutils.spectra.layers import Layer
+from grokutils.spectra.traps import (
+    METHODS,
+    TrapResult,
+    count_traps,
+    find_traps,
+    inverse_participation_ratio,
+    mp_ks,
+    shuffle_matrix,
+)
+from grokutils.util.blas import LARGE, threads_for
+
+__all__ = ["MatrixDiagnosis", "Options", "diagnose_layer", "diagnose_matrix"]
+
+# The Monte-Carlo p needs hundreds of random spectra of the same shape: a second for 200 eigenvalues (once in
+# a process), many minutes for thousands.
+_LARGEST_NULL = 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how; checked when it is made. `grokutils.diagnose` says what each means."""
+
+    shuffles: int = 20
+    seed: Any = 0
+    method: str = "bulk"
+    bootstrap: int = 0
+    cutoff: float | str = CUTOFF
+    ks_draws: int = 400
+
+    def __post_init__(self) -> None:
+        for name in ("shuffles", "bootstrap", "ks_draws"):
+            _check_count(name, getattr(self, name))
+        if not isinstance(self.seed, (np.random.Generator, np.random.RandomState)):
+            _check_count("seed", self.seed)
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        fit_power_law([1.0], cutoff=self.cutoff)  # knows what a cutoff is
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @property
+    def whole_seed(self) -> int:
+        """The seed of what cannot be drawn from a generator."""
+        return self.seed if isinstance(self.seed, (int, np.integer)) else 0
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixDiagnosis:
+    """One matrix: its row, and the spectra that the row was read from."""
+
+    #: By column name; `grokutils.util.columns.COLUMNS` says what each means.
+    row: dict[str, Any]
+    #: Eigenvalues of W^T W, ascending.
+    eigenvalues: np.ndarray
+    #: What was found in its shuffles; None if none were made.
+    traps: TrapResult | None
+
+
+def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W") -> MatrixDiagnosis:
+    """Spectrum, traps and controls of one matrix.
+
+    >>> found = diagnose_matrix(np.random.default_rng(0).normal(size=(40, 30)), Options(shuffles=3))
+    >>> found.row["traps"], found.eigenvalues.shape, found.traps.eigenvalues.shape
+    (0.0, (30,), (3, 30))
+
+    Parameters
+    ----------
+    W : matrix (rows, columns); see `grokutils.spectra.alpha.as_matrix`
+    options : what is measured, and how
+    name : what messages call the matrix
+
+    Returns
+    -------
+    `MatrixDiagnosis`. What a matrix is too small or too degenerate for is NaN in its row, which says why in
+    ``alpha_reason`` and ``traps_reason``.
+
+    Raises
+    ------
+    TypeError, ValueError : no matrix of finite real numbers.
+    """
+    matrix = as_matrix(W, name)
+    with threads_for(matrix.shape):
+        eigenvalues = _eigenvalues(matrix, options.cutoff)
+        found, traps = _traps(matrix, eigenvalues, options)
+        controls = baselines.weight_controls(matrix, np.sqrt(eigenvalues))
+        row = {
+            "rows": matrix.shape[0],
+            "columns": matrix.shape[1],
+            **_alpha(eigenvalues, options),
+            **traps,
+            **controls,
+            "l2_norm": float(np.sqrt(eigenvalues.sum())),
+        }
+    return MatrixDiagnosis(row, eigenvalues, found)
+
+
+def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis:
+    """The same for a layer of a model, except that one that cannot be read, or holds no finite numbers, is a
+    row of NaN with the reason: a bad layer must not hide the others, nor end somebody's training."""
+    shape: tuple[int, ...] = ()
+    try:
+        matrix = layer.read()
+        shape = tuple(matrix.shape)
+        return diagnose_matrix(matrix, options, name=layer.name)
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    empty = diagnose_matrix(np.zeros((1, 1)), Options(shuffles=0)).row
+    row = {key: math.nan if isinstance(value, float) else value for key, value in empty.items()}
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    row |= {"rows": rows, "columns": columns, "alpha_reason": reason, "traps_reason": reason}
+    return MatrixDiagnosis(row, np.empty(0), None)
+
+
+def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
+    """`esd`; of a large matrix in a third of the time, from the product with its transpose.
+
+    Products square the rounding errors: all that lies below is lost, and set to zero. So that no fit can
+    notice, this way is taken only where that is far under the cutoff.
+    """
+    if min(matrix.shape) < LARGE:
+        return esd(matrix)
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = wide @ wide.T
+        if not np.isfinite(product).all():
+            return esd(matrix)  # says how large its entries are
+    eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
+    rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
+    if cutoff != "relative" and rounding > 0.01 * cutoff:
+        return esd(matrix)
+    return np.where(eigenvalues > rounding, eigenvalues, 0.0)
+
+
+def _alpha(eigenvalues: np.ndarray, options: Options) -> dict[str, Any]:
+    cutoff = options.cutoff
+    fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, cutoff=cutoff)
+    clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", cutoff=cutoff)
+    low, high = fit.interval or (math.nan, math.nan)
+    erg = erg_tail(eigenvalues, fit.xmin)
+    return {
+        "alpha": fit.alpha,
+        "alpha_sigma": fit.sigma,
+        "alpha_low": low,
+        "alpha_high": high,
+        "xmin": fit.xmin,
+        "D": fit.D,
+        "n_tail": fit.n_tail,
+        "alpha_clipped": clipped.alpha,
+        "alpha_hat": alpha_hat(fit.alpha, eigenvalues),
+        "stable_rank": stable_rank(eigenvalues),
+        "erg_count": erg.count,
+        "erg_gap": erg.relative_gap,
+        "alpha_reason": fit.reason,
+    }
+
+
+def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tuple[TrapResult | None, dict]:
+    nan = math.nan
+    row: dict[str, Any] = dict.fromkeys(
+        ("traps", "traps_std", "sigma_mp", "trap_strength", "trap_ipr", "trap_share", "trap_z", "ks_D",
+         "ks_p_textbook", "ks_p", "spikes", "spikes_sigma_mp"), nan,
+    )  # fmt: skip
+    own = count_traps(eigenvalues, matrix.shape, options.method)
+    row |= {"spikes": own.mean, "spikes_sigma_mp": float(own.sigma_mp[0])}
+    if not options.shuffles:
+        return None, row | {"traps_reason": "shuffles=0"}
+    before = copy.deepcopy(options.seed)  # to make the first shuffle once more
+    found = find_traps(matrix, options.seed, options.shuffles, options.method)
+    row["traps_reason"] = found.reason
+    if found.status != "ok":
+        return found, row
+    row |= {
+        "traps": found.mean,
+        "traps_std": found.std,
+        "sigma_mp": float(np.nanmean(found.sigma_mp)),
+        "trap_strength": float(np.nanmean(found.eigenvalues[:, -1] / found.threshold)),
+    }
+    if found.counts[0] > 0:
+        row |= _largest_trap(matrix, before)
+    if options.ks_draws and min(matrix.shape) <= _LARGEST_NULL:
+        ks = mp_ks(found.eigenvalues[:1], matrix.shape, draws=options.ks_draws)
+        row |= {
+            "ks_D": float(ks.D[0]), "ks_p_textbook": float(ks.p_textbook[0]), "ks_p": float(ks.p_monte_carlo[0]),
+        }  # fmt: skip
+    return found, row
+
+
+def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
+    """How localised the first shuffle's largest trap is: what `trap_vectors` says of it, without the places."""
+    generator = np.random.default_rng([seed, 0]) if isinstance(seed, (int, np.integer)) else seed
+    shuffled = shuffle_matrix(matrix, generator)
+    wide = shuffled if matrix.shape[0] <= matrix.shape[1] else shuffled.T
+    M = wide.shape[0]
+    if M < LARGE:
+        short = scipy.linalg.eigh(wide @ wide.T, subset_by_index=(M - 1, M - 1), check_finite=False)[1][:, 0]
+    else:  # a trap stands apart, which a few dozen products with the matrix find out
+        product = LinearOperator((M, M), matvec=lambda v: wide @ (v @ wide), dtype=wide.dtype)
+        short = eigsh(product, k=1, v0=np.ones(M))[1][:, 0]
+    long = short @ wide
+    size = np.linalg.norm(long)  # the singular value
+    long /= size
+    shares = wide * long
+    shares *= short[:, None]
+    heaviest = int(np.argmax(shares))
+    return {
+        "trap_ipr": float(max(inverse_participation_ratio(short), inverse_participation_ratio(long))),
+        "trap_share": float(shares.flat[heaviest] / size),
+        "trap_z": float((wide[np.unravel_index(heaviest, wide.shape)] - matrix.mean()) / matrix.std()),
+    }
