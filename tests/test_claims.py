@@ -45,8 +45,8 @@ from grokutils.paper.judge.findings import (
     share,
 )
 from grokutils.paper.judge.judging import RULE, VERDICTS, Claim, Part, Range, judge_claim
-from grokutils.paper.judge.published import MODULAR_MATRICES, PHASES
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS
+from grokutils.paper.judge.published import MODULAR_MATRICES
+from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
 from grokutils.records.record import RecordError
 from grokutils.records.study import Study
 from grokutils.training.schedule import log_spaced

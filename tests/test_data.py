@@ -1,7 +1,6 @@
 """The images are the same wherever they come from, and damaged or missing ones are refused by name."""
 
 import contextlib
-import doctest
 import functools
 import gzip
 import hashlib
@@ -38,10 +37,6 @@ THREE_WAYS_OUT = (
     "Three ways out: set GROKUTILS_DATA to a folder that holds MNIST/raw/*-ubyte; connect to the network so "
     "that it can be downloaded; or use the express recipe, whose data ships with scikit-learn."
 )
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(data).failed == 0
 
 
 def rows(x: np.ndarray) -> set[bytes]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 import math
 from types import SimpleNamespace
@@ -11,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,12 +60,6 @@ DOCUMENTED = (
     "interventions", "harm", "intervention_study", "regrowth", "prototypes", "forgetting", "tables_harm", "words_harm",
     "plots_harm", "evidence_harm", "claims_harm",
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_examples_in_docstrings(name):
-    module = importlib.import_module(f"grokutils.{name}")
-    assert doctest.testmod(module, extraglobs={"np": np, "torch": torch}).failed == 0
 
 
 # -- the table ----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from grokutils.paper.traps import lone_weight
 from grokutils.spectra.interventions import (
     CONTROLS,
     INJECTIONS,
@@ -23,6 +22,7 @@ from grokutils.spectra.interventions import (
     remove_trap,
     traps_in,
 )
+from grokutils.spectra.trap_makers import lone_weight
 from grokutils.spectra.traps import find_traps
 
 SHAPES = st.sampled_from([(30, 40), (40, 30), (36, 36)])

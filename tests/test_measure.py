@@ -1,6 +1,5 @@
 """The statistics of a weight matrix are those that SciPy and NumPy know."""
 
-import doctest
 import math
 import warnings
 
@@ -11,16 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from grokutils.spectra import measure
 from grokutils.spectra.measure import l2_norm, weight_statistics
 
 matrices = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=1, max_dims=2, max_side=12), elements=st.floats(-1e6, 1e6, width=32)
 )
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(measure).failed == 0
 
 
 @given(matrices)

@@ -1,6 +1,5 @@
 """Names lead where they should, and never out of it."""
 
-import doctest
 import os
 from pathlib import Path
 
@@ -11,10 +10,6 @@ from hypothesis import strategies as st
 from grokutils.util import paths
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(paths).failed == 0
 
 
 def test_the_project_is_found_from_any_folder(tmp_path, monkeypatch):

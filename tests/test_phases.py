@@ -1,7 +1,6 @@
 """Phases are found where they are put, and found nowhere where there are none."""
 
 import dataclasses
-import doctest
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grokutils.records import phases
 from grokutils.records.phases import Phases, find_phases
 from grokutils.training.schedule import log_spaced
 
@@ -32,10 +30,6 @@ def a_run(memorises=1e3, groks=1e5, collapses=3e6, steps=10**7, noise=0.0) -> pd
     test = 0.15 + 0.7 * sigmoid(at, groks) - 0.4 * (sigmoid(at, collapses) if collapses else 0)
     jitter = np.random.default_rng(0).uniform(-noise, noise, (2, len(at)))
     return curves(np.clip(train + jitter[0] * (train < 0.9), 0, 1), np.clip(test + jitter[1], 0, 1), at)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(phases).failed == 0
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])

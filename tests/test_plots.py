@@ -1,6 +1,5 @@
 """Figures say what they show, and an unchanged figure is an unchanged file."""
 
-import doctest
 import io
 
 import matplotlib as mpl
@@ -54,10 +53,6 @@ def line(axes, color: str):
 
 def texts(figure) -> list[str]:
     return [t.get_text() for axes in figure.axes for t in axes.texts]
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(plots).failed == 0
 
 
 @pytest.mark.parametrize("record", ["one", "many"])

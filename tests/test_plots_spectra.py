@@ -1,6 +1,5 @@
 """Figures of spectra and of series show the numbers they are made from, and say what they stand on."""
 
-import doctest
 import io
 import json
 import re
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from made_studies import ALPHA, COLLAPSE, NEVER, PLATEAU, STEPS, made
 
-from grokutils.paper.kit import curves as plots_spectra
 from grokutils.paper.kit.curves import (
     accuracy_panels,
     alpha_curves,
@@ -68,10 +66,6 @@ def words(figure) -> str:
 def line(axes, color):
     (found,) = [x for x in axes.lines if mpl.colors.same_color(x.get_color(), color) and len(x.get_xdata()) > 2]
     return found
-
-
-def test_examples():
-    assert doctest.testmod(plots_spectra).failed == 0
 
 
 @pytest.mark.parametrize("name", FIGURES)

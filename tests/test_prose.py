@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from grokutils import RunConfig
-from grokutils.paper.traps import lone_weight
+from grokutils.spectra.trap_makers import lone_weight
 
 ROOT = Path(__file__).resolve().parent.parent
 

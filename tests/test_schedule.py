@@ -1,21 +1,15 @@
 """Measured and saved steps are spread evenly over the decades, and a longer run keeps a shorter one's."""
 
-import doctest
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils.training import schedule
 from grokutils.training.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
 
 steps = st.integers(0, 10**8)
 densities = st.integers(1, 60)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(schedule).failed == 0
 
 
 def test_a_run_is_measured_forty_times_a_decade_and_saved_ten_times():

@@ -3,7 +3,6 @@ input."""
 
 from __future__ import annotations
 
-import doctest
 import math
 import subprocess
 import sys
@@ -35,11 +34,6 @@ def one_blas_thread():
     """Threads that wait for each other on a busy machine cost more than these small matrices do."""
     with threadpool_limits(1):
         yield
-
-
-def test_the_examples_in_the_docstrings_run():
-    results = doctest.testmod(spectra)
-    assert results.attempted > 10 and results.failed == 0
 
 
 # --- the same numbers as WeightWatcher -------------------------------------------------------------

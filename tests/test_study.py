@@ -1,6 +1,5 @@
 """A study is the members of one weight decay, and every table reads its phases at the same steps."""
 
-import doctest
 import math
 from dataclasses import replace
 
@@ -9,9 +8,9 @@ import pandas as pd
 import pytest
 from made_studies import COLLAPSE, NEVER, PLATEAU, READ, SHAPES, STEPS, TRAIN, made
 
-import grokutils.records.study
 from grokutils import RunConfig, train
-from grokutils.paper.judge.published import PHASES, TABLE_STEPS
+from grokutils.paper.judge.published import TABLE_STEPS
+from grokutils.records.phases import PHASES
 from grokutils.records.study import NAMES, study
 
 EXPRESS = RunConfig.recipe("express")
@@ -21,10 +20,6 @@ EXPRESS = RunConfig.recipe("express")
 def mixed(tmp_path_factory):
     config = EXPRESS.replace(steps=300).ensemble([0, 3], [0.0, 0.01])
     return train(config, tmp_path_factory.mktemp("runs") / "mixed", progress=False)
-
-
-def test_examples():
-    assert doctest.testmod(grokutils.records.study).failed == 0
 
 
 # -- from a record ----------------------------------------------------------------------------------------

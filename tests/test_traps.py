@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -14,7 +13,6 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from benchmarks import weightwatcher_reference as reference
-from grokutils.spectra import ks as _mp_ks
 from grokutils.spectra import marchenko_pastur as _mp
 from grokutils.spectra import traps
 from grokutils.spectra.alpha import esd
@@ -40,12 +38,6 @@ def one_blas_thread():
     """Threads that wait for each other on a busy machine cost more than these small matrices do."""
     with threadpool_limits(1):
         yield
-
-
-@pytest.mark.parametrize("module", [traps, _mp, _mp_ks])
-def test_the_examples_in_the_docstrings_run(module):
-    results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-    assert results.attempted > 0 and results.failed == 0
 
 
 # --- the same numbers as WeightWatcher -------------------------------------------------------------

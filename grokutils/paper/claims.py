@@ -65,7 +65,6 @@ from grokutils.paper.judge.published import (
     MODULAR_MATRICES,
     MODULAR_TABLE,
     MODULAR_TRAPS,
-    PHASES,
     TABLE_1,
     TABLE_1_ARXIV,
     TABLE_2,
@@ -73,7 +72,7 @@ from grokutils.paper.judge.published import (
     TABLE_4,
     Number,
 )
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS
+from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
 from grokutils.records.record import RecordError, load_record, write_json
 from grokutils.util import paths
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["LAYER_CONTROLS", "NETWORK_CONTROLS", "Phases", "early_range", "find_phases", "lead_times", "onset"]
+__all__ = ["LAYER_CONTROLS", "NETWORK_CONTROLS", "PHASES", "Phases", "early_range", "find_phases", "lead_times", "onset"]
+
+#: The three phases, as the papers call them.
+PHASES = ("pre-grokking", "grokking", "anti-grokking")
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,25 @@ class Record:
         """The network at a saved step as a plain `torch.nn` module, for any other tool."""
         return self.as_module(self.weights(step, member))
 
+    def diagnose(self, *, harmful: bool = False, inputs: Any = None, **options: Any) -> pd.DataFrame:
+        """Diagnose all saved steps and members: the `diagnostics` of `grokutils.records.analysis.analyze_record`, kept
+        in the record so that a second call is instant.
+
+        >>> load_record("results/express/wd0").diagnose().verdict.value_counts()         # doctest: +SKIP
+
+        Raises
+        ------
+        ValueError : `harmful` or `inputs`, which need one network, not a record.
+        """
+        from grokutils.records.analysis import analyze_record  # which reads records
+
+        if harmful or inputs is not None:
+            raise ValueError(
+                "harmful=True needs one network: record.model(step, member) gives one, and "
+                "'grokutils interventions' intervenes on all that a record keeps."
+            )
+        return analyze_record(self, **options).diagnostics
+
     def as_module(self, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """Weights of this run's architecture as a plain `torch.nn` module."""
         return models.as_module(self.config, weights)

@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 
 from grokutils.experiment.config import RunConfig
-from grokutils.paper.judge.published import PHASES
 from grokutils.records.analysis import Analysis, analyze_record
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, Phases, find_phases
+from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES, Phases, find_phases
 from grokutils.records.record import Record, load_record
 from grokutils.spectra.alpha import MIN_EIGENVALUES
 from grokutils.spectra.layers import find_layers

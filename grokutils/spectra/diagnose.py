@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from grokutils.records.analysis import analyze_record
-from grokutils.records.record import Record
 from grokutils.spectra.alpha import CUTOFF
 from grokutils.spectra.harm import harm_of, probes_of
 from grokutils.spectra.layers import find_layers, is_matrix
@@ -53,8 +52,7 @@ def diagnose(
         - a `torch.nn.Module`, or a mapping of names to arrays such as a ``state_dict``;
         - the path of a ``.safetensors`` file (pickled checkpoints are refused: reading one can run code);
         - a matrix (rows, columns): NumPy array, tensor of any real type, or rows of numbers;
-        - a `Record`: all saved steps and members, kept in the record so that a second call is instant (see
-          `grokutils.records.analysis.analyze_record`).
+        - an object with a method ``diagnose``, such as a `grokutils.Record`: whatever that says.
 
         Which arrays of a model are layers, and how convolutions and fused projections become matrices, is in
         `grokutils.spectra.layers.find_layers`.
@@ -86,16 +84,16 @@ def diagnose(
         source without matrices or of another kind; a file that is no safetensors file; an option without meaning;
         `harmful` with a source that cannot be run, such as weights alone, or whose input shape is not known.
     FileNotFoundError : no such file.
-    RecordError : a damaged record.
     """
     options = Options(shuffles, seed, method, bootstrap, cutoff, ks_draws)
+    if _diagnoses_itself(source):
+        aside = {"harmful": harmful, "inputs": inputs}
+        given = {name: value for name, value in aside.items() if value is not False and value is not None}
+        return source.diagnose(thresholds=thresholds, progress=progress, **options.as_dict(), **given)
     if harmful:
         _check_runs(source, seed, inputs)
     elif inputs is not None:
         raise ValueError("inputs are for harmful=True, which was not asked for.")
-    if isinstance(source, Record):
-        kept = analyze_record(source, thresholds=thresholds, progress=progress, **options.as_dict())
-        return kept.diagnostics
     layers = find_layers(source)
     rows = []
     for layer in tqdm(layers, desc="layers", delay=3, leave=False, disable=not progress):
@@ -110,12 +108,11 @@ def diagnose(
     return table.assign(**{name: [test[name] for test in tests] for name in HARM})
 
 
+def _diagnoses_itself(source: Any) -> bool:
+    return not isinstance(source, (torch.nn.Module, Mapping)) and callable(getattr(source, "diagnose", None))
+
+
 def _check_runs(source: Any, seed: Any, inputs: Any) -> None:
-    if isinstance(source, Record):
-        raise ValueError(
-            "harmful=True needs one network: record.model(step, member) gives one, and "
-            "grokutils.paper.harmful_traps.intervention_study.interventions_of(record) intervenes on all that are kept."
-        )
     if not isinstance(source, torch.nn.Module):
         raise ValueError("harmful=True needs a model that can be run, a torch module; weights alone do not say what it does.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from grokutils.paper.traps import lone_weight
 from grokutils.spectra.alpha import as_matrix
 from grokutils.spectra.layers import Layer, find_layers
+from grokutils.spectra.trap_makers import lone_weight
 from grokutils.spectra.traps import TrapEntry, trap_vectors
 
 __all__ = [
@@ -185,7 +185,7 @@ def inject(
     >>> {round(inject(W, kind, 2).norm, 6) for kind in INJECTIONS} == {round(2 * lone_weight(W.shape) * W.std(), 6)}
     True
 
-    Whatever its kind, the change has Frobenius norm strength x `grokutils.paper.traps.lone_weight` x the standard
+    Whatever its kind, the change has Frobenius norm strength x `grokutils.spectra.trap_makers.lone_weight` x the standard
     deviation of W, so that kinds of one strength can be compared.
 
     Parameters

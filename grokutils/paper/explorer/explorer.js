@@ -208,7 +208,7 @@
     const bins = edges(layer.shuffled), width = log10(bins[0][1] / bins[0][0]);
     const share = i => layer.shuffled.counts[i].map(c => c / (layer.shuffled.of[i] || 1) / width);
     const Q = Math.max(layer.rows, layer.columns) / Math.min(layer.rows, layer.columns);
-    // Marchenko-Pastur, per decade: x ln(10) times the density (grokutils/_mp.py)
+    // Marchenko-Pastur, per decade: x ln(10) times the density (grokutils/spectra/marchenko_pastur.py)
     const law = (x, i) => {
       const a = layer.low[i], b = layer.high[i], s = layer.sigma[i];
       return x <= a || x >= b ? 0 : (Math.LN10 * Q * Math.sqrt((b - x) * (x - a))) / (2 * Math.PI * s * s);

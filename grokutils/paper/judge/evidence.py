@@ -20,8 +20,8 @@ import pandas as pd
 from scipy import stats
 
 from grokutils.experiment.config import RunConfig
-from grokutils.paper.judge.published import PHASES, TABLE_STEPS
-from grokutils.records.phases import Phases, lead_times
+from grokutils.paper.judge.published import TABLE_STEPS
+from grokutils.records.phases import PHASES, Phases, lead_times
 from grokutils.records.study import Study
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from grokutils.paper.judge.evidence import NotMeasured, Quantity, Source, collapsed
-from grokutils.paper.judge.published import PHASES
+from grokutils.records.phases import PHASES
 
 __all__ = [
     "FEWEST",

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
+from grokutils.records.phases import PHASES
+
 __all__ = [
     "FIGURE_1",
     "LARGEST_WEIGHTS",
@@ -22,7 +24,6 @@ __all__ = [
     "MODULAR_MATRICES",
     "MODULAR_TABLE",
     "MODULAR_TRAPS",
-    "PHASES",
     "TABLES",
     "TABLE_STEPS",
     "TABLE_1",
@@ -34,9 +35,7 @@ __all__ = [
     "Table",
 ]
 
-#: The columns of every table,
-PHASES = ("pre-grokking", "grokking", "anti-grokking")
-#: and the steps of the MNIST experiment at which they are read.
+#: The steps of the MNIST experiment at which every table is read.
 TABLE_STEPS = dict(zip(PHASES, (1e5, 1e6, 1e7), strict=True))
 
 

@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from grokutils.paper.judge.published import FIGURE_1, PHASES
+from grokutils.paper.judge.published import FIGURE_1
 from grokutils.paper.kit.figures import COLORS, _shown_once, phase_tints, style
 from grokutils.paper.kit.tables import ALPHA_LOW, TRAPPED_FROM, lead_summary
-from grokutils.paper.traps import lone_weight, mean_shift
-from grokutils.records.phases import NETWORK_CONTROLS
+from grokutils.records.phases import NETWORK_CONTROLS, PHASES
 from grokutils.records.study import NAMES, PROGRESS_MEASURES, Study
 from grokutils.spectra.alpha import fit_power_law
+from grokutils.spectra.trap_makers import lone_weight, mean_shift
 from grokutils.spectra.traps import count_traps, mp_pdf
 from grokutils.util.columns import BASELINES
 

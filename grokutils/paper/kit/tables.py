@@ -15,16 +15,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from grokutils.paper.judge.published import (
-    PHASES,
-    TABLE_1,
-    TABLE_1_ARXIV,
-    TABLE_2,
-    TABLE_2_LATER,
-    TABLE_4,
-    Table,
-)
-from grokutils.records.phases import find_phases, lead_times
+from grokutils.paper.judge.published import TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_2_LATER, TABLE_4, Table
+from grokutils.records.phases import PHASES, find_phases, lead_times
 from grokutils.records.study import NAMES, Study
 
 __all__ = [

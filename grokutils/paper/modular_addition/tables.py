@@ -14,10 +14,10 @@ from grokutils.paper.judge.published import (
     MODULAR_MATRICES,
     MODULAR_TABLE,
     MODULAR_TRAPS,
-    PHASES,
     Table,
 )
 from grokutils.paper.kit.tables import _of_layer, _over_phases, _published, _tidy
+from grokutils.records.phases import PHASES
 from grokutils.records.study import Study
 
 __all__ = [
