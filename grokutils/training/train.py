@@ -288,18 +288,18 @@ class _Run:
         return {"identity": self.config.identity, "step": str(step)}
 
     def _save_state(self) -> None:
-        """Metrics, provenance, and last the state: the point from which a later process goes on."""
+        """Metrics, the state, from which a later process goes on, and last the provenance, which says how far all is."""
         self._check_finite()
         self._check_folder()
         rows = pd.DataFrame(self.rows)
         rows.attrs["grokutils"] = {"identity": self.config.identity, "step": self.step}
         files.write_parquet(self.folder / "metrics.parquet", rows)
-        self._write_provenance()
         state = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
         for index, hook in enumerate(self.hooks):
             state.update({f"hook{index}/{name}": array for name, array in hook.state().items()})
         files.write_tensors(self.folder / "state.safetensors", state, self._marks(self.step))
         self.state_step = self.step
+        self._write_provenance()
 
     def _check_folder(self) -> None:
         """Refuse to save into a folder that somebody has taken away, as a whole or what it begins with."""
@@ -366,7 +366,7 @@ class _Run:
         if there.config.steps != self.config.steps:
             self._write_config()
         self.diverged = dict((previous or {}).get("diverged", {}))
-        if not previous or previous["step"] != self.step:  # lost, or written by a process killed before the state was
+        if not previous or previous["step"] != self.step:  # lost, or not written any more by a process that was killed
             self._write_provenance()
         rows = there.metrics
         self.rows = rows[rows.step <= self.step].to_dict("records")
