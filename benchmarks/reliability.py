@@ -266,25 +266,23 @@ def failing(folder: Path, call: str, which: int, error: str) -> Iterator[list[in
             setattr(module, name, function)
 
 
-def disk_errors(errors: Sequence[str] = ERRORS, stride: int = 1) -> dict[str, Trials]:
-    """Each call on a file of a run fails in turn, with each error: one sentence, nothing lost, and the same command
-    goes on to the same bits. With `stride`, every so many calls, and the errors take turns."""
+def disk_errors(calls: Sequence[str] = CALLS, stride: int = 1) -> dict[str, Trials]:
+    """Each call on a file of a run fails in turn, or one in `stride`, the errors taking turns: one sentence, nothing lost,
+    and the same command goes on to the same bits."""
     config = tiny(steps=30, width=8)
     found = {}
     with tempfile.TemporaryDirectory() as place:
         straight = Path(place) / "straight"
         _short_run(straight, config)
         wanted = contents(straight)
-        for call in tqdm(CALLS, desc="disk errors", disable=None):
+        for call in tqdm(calls, desc="disk errors", disable=None):
             trials = found[call] = Trials()
             folder = Path(place) / "run"
             with failing(folder, call, 0, "EIO") as count:
                 _short_run(folder, config)
-            turn = itertools.cycle(errors)
-            for which in range(1, count[0] + 1, stride):
-                for error in errors if stride == 1 else [next(turn)]:
-                    shutil.rmtree(folder)
-                    _one_error(trials, folder, config, call, which, error, wanted)
+            for which, error in zip(range(1, count[0] + 1, stride), itertools.cycle(ERRORS)):
+                shutil.rmtree(folder)
+                _one_error(trials, folder, config, call, which, error, wanted)
             shutil.rmtree(folder)
     return found
 

@@ -202,7 +202,7 @@ class _Work:
         for name in _FILES:
             path = self.source.folder / f"{name}.parquet"
             frame = pd.DataFrame(columns=_COLUMNS[name])
-            if path.is_file():
+            if files.is_file(path):
                 try:
                     stored = self.source.table(name)
                 except RecordError as error:

@@ -25,8 +25,8 @@ import safetensors
 import safetensors.numpy
 
 __all__ = [
-    "RecordError", "check_target", "locked", "read_bytes", "read_json", "read_parquet", "read_tensors", "sealed",
-    "write_atomic", "write_json", "write_parquet", "write_tensors",
+    "RecordError", "check_target", "is_file", "locked", "names_in", "read_bytes", "read_json", "read_parquet",
+    "read_tensors", "sealed", "write_atomic", "write_json", "write_parquet", "write_tensors",
 ]  # fmt: skip
 
 _CHECKSUM = "sha256"
@@ -144,6 +144,14 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(f"{path} is missing.") from None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {_why(error)}.") from None
+
+
+def is_file(path: Path) -> bool:
+    """Raises RecordError: the disk does not say."""
+    try:
+        return path.is_file()
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {_why(error)}.") from None
 

@@ -146,7 +146,7 @@ class Record:
 
     def _all_marked(self) -> bool:
         """Whether it was written by a version that marks all files."""
-        there = (self.folder / "provenance.json").is_file()
+        there = files.is_file(self.folder / "provenance.json")
         return there and self.provenance.get("format", 1) >= FORMAT
 
     @property
@@ -266,10 +266,10 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
         raise ValueError(f"step {missing[0]:,} of {source.name} was not saved.")
     in_place = target.resolve() == source.folder.resolve()
     files.check_target(target)
-    if (target / "config.json").is_file() and _read_config(target).identity != source.config.identity:
+    if files.is_file(target / "config.json") and _read_config(target).identity != source.config.identity:
         raise RecordError(f"{target} holds another run; choose another name.")
     keep = [Path("config.json"), Path("metrics.parquet")]
-    keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
+    keep += [Path(name) for name in _DERIVED if files.is_file(source.folder / name)]
     keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
     if not source.complete:
         keep.append(Path("state.safetensors"))

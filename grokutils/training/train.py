@@ -303,10 +303,10 @@ class _Run:
 
     def _check_folder(self) -> None:
         """Refuse to save into a folder that somebody has taken away, as a whole or what it begins with."""
-        if (self.folder / "config.json").is_file():
+        if files.is_file(self.folder / "config.json"):
             return
         kept = "nothing of it is left"
-        if (self.folder / "state.safetensors").is_file():
+        if files.is_file(self.folder / "state.safetensors"):
             kept = f"the state of step {self.state_step:,} is kept; run the same command to go on"
         raise RecordError(f"{self.folder / 'config.json'} has vanished while the run was at step {self.step:,}; {kept}.")
 
@@ -342,7 +342,7 @@ class _Run:
         path = self.folder / "state.safetensors"
         # a record begun by an earlier version may still have files without marks
         self.format = (previous or {"format": FORMAT}).get("format", 1)
-        if not path.is_file():
+        if not files.is_file(path):
             if previous and previous["step"] > 0:
                 kind = "a finished record" if previous["complete"] else "a record"
                 raise RecordError(f"{self.folder} is {kind} without a state to go on from; choose another out.")
@@ -383,11 +383,11 @@ class _Run:
 
 def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     """The provenance of the run already in a folder, None for a new one; another run is refused."""
-    if not (folder / "config.json").is_file():
-        if not any((folder / name).is_file() for name in ("provenance.json", "state.safetensors")):
+    if not files.is_file(folder / "config.json"):
+        if not any(files.is_file(folder / name) for name in ("provenance.json", "state.safetensors")):
             return None
         # lost; but the command says what it was
-        if (folder / "provenance.json").is_file():
+        if files.is_file(folder / "provenance.json"):
             done = read_provenance(folder, config)["step"]
         else:
             _, marks = _read_state(folder / "state.safetensors", config)
@@ -400,7 +400,7 @@ def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
         differ = [k for k in mine if k not in ("steps", "recipe_name") and mine[k] != theirs[k]]
         what = ", ".join(f"{k} {_short(theirs[k])} instead of {_short(mine[k])}" for k in differ)
         raise RecordError(f"{folder} holds another run ({what}); choose another out.")
-    if not (folder / "provenance.json").is_file():
+    if not files.is_file(folder / "provenance.json"):
         return None  # cut off before its first save, or lost: then the state says how far it is
     return there.provenance
 

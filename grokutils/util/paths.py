@@ -157,8 +157,9 @@ def find_run(name: str | os.PathLike) -> Path:
         with contextlib.suppress(ValueError):  # what is no name under runs/ may still be a folder
             candidates = [run_dir(name), results_dir() / given, *candidates]
     for folder in candidates:
-        if (folder / "config.json").is_file():
-            return folder
+        with contextlib.suppress(OSError):  # a folder that one may not look into
+            if (folder / "config.json").is_file():
+                return folder
     known = sorted(
         f"{kind}/{found.parent.relative_to(base)}"
         for kind, base in (("runs", runs_dir()), ("results", results_dir()))
