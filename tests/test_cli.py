@@ -396,13 +396,15 @@ def test_the_version(capsys):
 
 
 def test_what_is_not_installed_is_named(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "grokutils.paper.claims", None)  # our own: a fault to be seen whole
-    with pytest.raises(ModuleNotFoundError):
-        main(["claims"])
+    def lacking(name):
+        def stop(*_):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    def lacks(*_):
-        raise ModuleNotFoundError("No module named 'sky'", name="sky")
+        monkeypatch.setattr("grokutils.records.record.list_records", stop)
 
-    monkeypatch.setattr("grokutils.records.record.list_records", lacks)
+    lacking("sky")
     said = refusal(capsys, "list", status=1)
     assert said == "this needs sky, which is not installed; `pip install 'grokutils[all]'` brings it."
+    lacking("grokutils.sky")  # a fault of our own, to be seen whole
+    with pytest.raises(ModuleNotFoundError):
+        main(["list"])
