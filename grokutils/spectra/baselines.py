@@ -18,7 +18,7 @@ from grokutils.spectra.measure import l2_norm
 try:
     from torch.func import functional_call
 except ModuleNotFoundError:  # before torch 2.0
-    from torch.nn.utils.stateless import functional_call
+    from torch.nn.utils.stateless import functional_call  # type: ignore[assignment]
 
 __all__ = [
     "absolute_weight_entropy_notebook",

@@ -149,7 +149,7 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
         convolution = kind.get(id(parameter), False)
         if convolution is None:
             continue
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(parameter):
             if name.rpartition(".")[2] != "bias":  # which it will be has no shape yet
                 entries.append(_Entry(name, (), _uninitialised, False))
             continue

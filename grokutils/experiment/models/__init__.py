@@ -25,7 +25,7 @@ def build(config: RunConfig, device: str | torch.device = "cpu") -> Model:
     ------
     ConfigError : a torch too old to train with.
     """
-    if torch.__version__ < (2, 4):
+    if torch.__version__ < "2.4":
         raise ConfigError(f"training needs torch 2.4 or newer, which has a fused AdamW; this is torch {torch.__version__}.")
     return MODELS[config.model](config, torch.device(device))
 
