@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from grokutils.experiment import data
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.record import Record, RecordError
 from grokutils.spectra import baselines
 from grokutils.spectra.layers import find_layers
@@ -26,6 +26,7 @@ from grokutils.spectra.verdict import THRESHOLDS, Thresholds, with_verdicts
 from grokutils.util import columns, paths
 from grokutils.util.blas import one_torch_thread
 from grokutils.util.progress import tqdm
+from grokutils.util.text import safe_name
 
 __all__ = ["Analysis", "NotKept", "analyze_record"]
 
@@ -201,11 +202,13 @@ class _Work:
         for name in _FILES:
             path = self.source.folder / f"{name}.parquet"
             frame = pd.DataFrame(columns=_COLUMNS[name])
-            if path.is_file():
+            if files.is_file(path):
                 try:
-                    stored = record.read_parquet(path)
+                    stored = self.source.table(name)
                 except RecordError as error:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
+                if odd := [layer for layer in set(stored.get("layer", ())) if layer != safe_name(str(layer))]:
+                    raise RecordError(f"{path} names a layer {odd[0]!r}, which is no name of a parameter. Delete it.")
                 if stored.attrs.get("grokutils") == self.stamp[name]:
                     frame = stored[_COLUMNS[name]]
                 else:
@@ -235,11 +238,11 @@ class _Work:
             )  # fmt: skip
             return
         try:
-            with record.locked(self.source.folder):
+            with files.locked(self.source.folder):
                 kept = self._joined(self._stored()[0])  # another process may have been here meanwhile
                 for name in _FILES:
                     kept[name].attrs["grokutils"] = self.stamp[name]
-                    record.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
+                    files.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
         except RecordError as error:
             warnings.warn(f"the analysis of {self.source.name} is not stored: {error}", NotKept, stacklevel=4)
 
