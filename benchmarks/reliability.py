@@ -63,7 +63,7 @@ class Trials:
 
 
 def tiny(**changes: Any) -> RunConfig:
-    values = dict(steps=4_000, batch_size=40, batch_order="reshuffle", weight_decay=0.01, width=32)
+    values = dict(steps=1_500, batch_size=40, batch_order="reshuffle", weight_decay=0.01, width=32)
     return RunConfig.recipe("express", **{**values, **changes})
 
 
@@ -104,11 +104,11 @@ def _train(config: RunConfig, folder: Path, **options: Any) -> None:
 
 
 def _three_members(folder: Path) -> None:
-    _train(tiny(steps=2_000).ensemble(range(3)), folder)
+    _train(tiny(steps=800).ensemble(range(3)), folder)
 
 
 def _hooks(folder: Path) -> None:
-    _train(tiny(steps=2_000), folder, hooks=[HoldNorm(start=500)])
+    _train(tiny(steps=150), folder, hooks=[HoldNorm(start=50)])
 
 
 def _whole_batch(folder: Path) -> None:
@@ -120,17 +120,17 @@ def _plain(folder: Path) -> None:
 
 
 def _transformer(folder: Path) -> None:
-    _train(RunConfig.recipe("modular", p=13, d_model=32, d_mlp=64, steps=1_000), folder)
+    _train(RunConfig.recipe("modular", p=13, d_model=32, d_mlp=64, steps=300), folder)
 
 
 def _diagnosis(folder: Path) -> None:
-    _train(tiny(steps=1_000), folder)
+    _train(tiny(steps=200), folder)
     analyze_record(Record(folder), progress=False, **_OPTIONS)
 
 
 def _publishing(folder: Path) -> None:
     source = folder.with_name("source")
-    _train(tiny(steps=1_000), source)
+    _train(tiny(steps=200), source)
     publish(Record(source), folder, Record(source).steps_saved)
 
 
@@ -395,7 +395,7 @@ def bad_inputs(places: Sequence[str] = ("/", "~", "~root/x", "/dev/null", "/dev/
                 for command in (["list"], [*short, "--out", "x"], ["show", "x"]):
                     _refused(found["roots"], command, root, also_fine=command == ["list"])
         with _environment(GROKUTILS_HOME=place):
-            train(tiny(steps=10, width=8), "x", progress=False)
+            analyze_record(train(tiny(steps=10, width=8), "x", progress=False), progress=False, **_OPTIONS)
             (root / "results" / "group").mkdir(parents=True)
             shutil.copytree(root / "runs" / "x", root / "results" / "group" / "y")
             train(tiny(steps=10, width=8, seed=3), "results/another", progress=False)
