@@ -18,6 +18,7 @@ from grokutils.records.analysis import analyze_record
 from grokutils.records.phases import find_phases
 from grokutils.records.record import Record, RecordError, list_records, load_record, publish
 from grokutils.spectra.diagnose import diagnose
+from grokutils.spectra.sources import SUFFIXES, is_model
 from grokutils.spectra.table import as_json, harm_text, table
 from grokutils.spectra.traps import METHODS
 from grokutils.training.schedule import SAVES_PER_DECADE
@@ -203,13 +204,18 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
     path = Path(arguments.source).expanduser()
     of_a_run = arguments.all_steps or arguments.step is not None
-    if path.is_file() or path.suffix == ".safetensors":
+    if is_model(path) or path.suffix in SUFFIXES:
         if of_a_run:
             raise ValueError(f"--step and --all-steps are for runs; {path} is a file.")
         if arguments.harmful:
             raise ValueError(f"--harmful runs the network; {path} holds weights alone.")
         return diagnose(path, **options)
-    record = load_record(arguments.source)
+    try:
+        record = load_record(arguments.source)
+    except FileNotFoundError:
+        if path.is_absolute() or path.exists():
+            return diagnose(path, **options)  # which says what is wrong with it
+        raise
     if arguments.all_steps:
         if arguments.step is not None:
             raise ValueError("give --step or --all-steps, not both.")

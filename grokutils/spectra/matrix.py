@@ -171,7 +171,7 @@ def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
 
 def _directly(matrix: np.ndarray) -> np.ndarray:
     eigenvalues = esd(matrix)
-    lost = (eigenvalues.size * np.finfo(np.float64).eps) ** 2 * eigenvalues[-1]
+    lost = (8 * np.finfo(np.float64).eps) ** 2 * eigenvalues[-1]  # singular values are off by a few eps of the largest
     return np.where(eigenvalues > lost, eigenvalues, 0.0)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from grokutils.spectra.arrays import Array, NotMeasured, decoded, from_value
 
-__all__ = ["Contents", "from_file", "from_mapping", "is_model"]
+__all__ = ["SUFFIXES", "Contents", "from_file", "from_mapping", "is_model"]
 
 
 @dataclass
@@ -555,3 +555,5 @@ _READERS: dict[str, Callable[[Path], Contents]] = {
     ".pt": _from_torch, ".pth": _from_torch, ".bin": _from_torch, ".ckpt": _from_torch, ".tar": _from_torch,
     ".npz": _from_npz, ".npy": _from_npy, ".gguf": _from_gguf, ".onnx": _from_onnx,
 }  # fmt: skip
+#: What names of files with weights end in, those that are refused with the way out among them.
+SUFFIXES = (*_READERS, *_RUNS_CODE, *_OTHERS, ".json")
