@@ -20,7 +20,8 @@ from grokutils.experiment import data
 from grokutils.records import record
 from grokutils.records.record import Record, RecordError
 from grokutils.spectra import baselines
-from grokutils.spectra.layers import find_layers
+from grokutils.spectra.diagnose import account
+from grokutils.spectra.layers import find_layers, survey
 from grokutils.spectra.matrix import Options, diagnose_layer
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, with_verdicts
 from grokutils.util import columns, paths
@@ -104,8 +105,11 @@ def analyze_record(
         work.keep()
     frames = {name: frame[frame.step <= source.step] for name, frame in work.frames.items()}
     diagnostics = with_verdicts(frames["diagnostics"], thresholds)
+    diagnostics = diagnostics[list(columns.DIAGNOSTICS)].reset_index(drop=True)
+    if source.steps_saved:
+        account(diagnostics, survey(source.weights()))
     return Analysis(
-        diagnostics=diagnostics[list(columns.DIAGNOSTICS)].reset_index(drop=True),
+        diagnostics=diagnostics,
         spectra=frames["spectra"].reset_index(drop=True),
         baselines=frames["baselines"].reset_index(drop=True),
     )

@@ -18,7 +18,7 @@ import pandas as pd
 from grokutils.spectra.alpha import CUTOFF
 from grokutils.spectra.arrays import NotMeasured
 from grokutils.spectra.harm import harm_of, probes_of
-from grokutils.spectra.layers import NotALayer, is_matrix, is_module, survey
+from grokutils.spectra.layers import NotALayer, Survey, is_matrix, is_module, survey
 from grokutils.spectra.matrix import Options, diagnose_layer, diagnose_matrix
 from grokutils.spectra.table import not_measured, too_much
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, verdict
@@ -119,16 +119,21 @@ def diagnose(
         layers.append(layer)
     found.layers = layers
     table = pd.DataFrame({name: [row[name] for row in rows] for name in _COLUMNS})
-    table.attrs["not_measured"] = [entry.as_dict() for entry in found.not_measured]
-    table.attrs["parameters"] = {"measured": found.measured, "not_measured": found.missing}
-    if found.note:
-        table.attrs["note"] = found.note
+    account(table, found)
     if progress and too_much(table):
         warnings.warn(not_measured(table), MuchNotMeasured, stacklevel=2)
     if not harmful:
         return table
     tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
     return table.assign(**{name: [test[name] for test in tests] for name in HARM})
+
+
+def account(table: pd.DataFrame, found: Survey) -> None:
+    """Say in a table's ``attrs`` what of its source is in no row."""
+    table.attrs["not_measured"] = [entry.as_dict() for entry in found.not_measured]
+    table.attrs["parameters"] = {"measured": found.measured, "not_measured": found.missing}
+    if found.note:
+        table.attrs["note"] = found.note
 
 
 #: The first columns of `DIAGNOSTICS` say where in a run a row stands.
