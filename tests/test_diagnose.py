@@ -1123,7 +1123,7 @@ def test_a_run_by_its_name(trained, runs, capsys):
     [
         (["nowhere"], 1, "there is no record 'nowhere'"),
         (["nowhere.safetensors"], 1, "there is no file nowhere.safetensors."),
-        (["{pickle}"], 2, "is no safetensors file but a PyTorch file of objects (pathlib.Path.touch): reading it can run code"),
+        (["{pickle}"], 2, "is no safetensors file but a PyTorch file of objects"),
         (["{folder}/nowhere"], 1, "there is no file "),
         (["{folder}"], 2, "is a folder; name a .safetensors file in it"),
         (["tiny", "--step", "7"], 2, "step 7 of tiny was not saved; the nearest saved one is"),
