@@ -98,10 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     d = commands.add_parser(
         "diagnose",
         help="alpha, traps and a verdict for every layer of a model",
-        description="Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file or of "
-        "a run. Pickled checkpoints are refused, since reading one can run code.",
+        description="Alpha, correlation traps and a verdict for every weight matrix of a file, of a model's folder or of a run, and "
+        "what in it was not measured. A trap, or an alpha below 2, is a fingerprint to look at and no proof of harm: networks that "
+        "generalise have them too. What cannot be read without running code, such as a pickled module, is refused.",
     )
-    d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
+    d.add_argument("source", metavar="FILE", help="a .safetensors, .pt, .pth, .bin, .ckpt, .npz, .npy, .gguf or .onnx file, an index "
+                   "of shards or a folder as from Hugging Face; or a run's name or folder")  # fmt: skip
     d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
     d.add_argument("--all-steps", action="store_true",
                    help="of a run: all saved steps; the result is kept in the run")  # fmt: skip
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
                    help="how the random bulk is fitted (default: bulk)")  # fmt: skip
     d.add_argument("--harmful", action="store_true",
                    help="of a run: also test what its largest traps do to the outputs, on random inputs")  # fmt: skip
-    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
+    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table: a list of rows, and last what was not measured")
     d.set_defaults(run=_diagnose)
 
     c = commands.add_parser(

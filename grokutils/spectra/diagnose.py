@@ -65,7 +65,9 @@ def diagnose(
         `grokutils.spectra.layers.find_layers`, which `grokutils.spectra.layers.layer_kind` extends.
     shuffles : shuffled copies of each matrix that traps are counted in; 0 leaves traps out and is fast
     seed : of the shuffles: a whole number, or a NumPy Generator or RandomState that they are drawn from
-    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`)
+    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`): equal to it for dense layers,
+        embeddings and 1 x 1 convolutions. Larger convolutions it takes apart, recurrent layers and one-dimensional convolutions it
+        does not look at
     bootstrap : resamples for an interval of alpha
     cutoff : eigenvalues up to this count as zero in the fit; "relative" for models with very small weights
         (`grokutils.spectra.alpha.fit_power_law`)

@@ -161,6 +161,8 @@ def _computed(module: torch.nn.Module) -> tuple[list[Array], dict[str, tuple[str
                 value = _effective(chain)
                 sources = {f"{at}parametrizations.{name}.{n}": p for n, p in chain.named_parameters()}
                 _take(at + name, value, kind, sources, acting, taken, type(part))
+        if not part._forward_pre_hooks:
+            continue
         for hook in part._forward_pre_hooks.values():
             name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             compute = _hooked(hook, part)
@@ -175,7 +177,7 @@ def _computed(module: torch.nn.Module) -> tuple[list[Array], dict[str, tuple[str
         for name, value in vars(part).items():
             # what a hook of somebody's own leaves behind: a tensor under the name that the forward pass uses
             own = {f"{at}{n}": p for n, p in part._parameters.items() if p is not None and n.startswith(f"{name}_")}
-            if isinstance(value, torch.Tensor) and part._forward_pre_hooks and own and not set(own) & set(taken):
+            if isinstance(value, torch.Tensor) and own and not set(own) & set(taken):
                 _take(at + name, value, kind, own, acting, taken, type(part))
     return acting, taken
 
