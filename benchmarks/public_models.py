@@ -146,7 +146,7 @@ def _numbers(path: Path) -> int:
         from safetensors import safe_open
 
         with safe_open(path, framework="np") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     if path.suffix == ".onnx":
         import onnx
 
