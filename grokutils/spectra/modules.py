@@ -18,8 +18,8 @@ from grokutils.spectra.sources import Contents
 __all__ = ["from_module"]
 
 _NORMS = (
-    torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
-    torch.nn.LocalResponseNorm,
+    torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
+    *([torch.nn.RMSNorm] if hasattr(torch.nn, "RMSNorm") else []),  # since torch 2.4
 )  # fmt: skip
 _KINDS = (
     (_NORMS, "norm"),
@@ -54,7 +54,7 @@ def from_module(module: torch.nn.Module) -> Contents:
     arrays: list[Array] = []
     aside: list[NotMeasured] = []
     placed = {array.name: array for array in acting}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in _held(module, "_parameters"):
         if name in taken:
             target, part = taken[name]
             if target in placed:
@@ -64,7 +64,7 @@ def from_module(module: torch.nn.Module) -> Contents:
             continue
         owner = owners.get(name)
         known: dict[str, Any] = {"kind": kinds.get(name, ""), "owner": owner, "facts": _facts(module, name)}
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(parameter):
             if name.rpartition(".")[2] != "bias":  # which it will be has no shape yet
                 arrays.append(Array(name, (), "float32", _uninitialised, "uninitialised"))
             continue
@@ -83,6 +83,14 @@ def from_module(module: torch.nn.Module) -> Contents:
         if name not in known_names and (array := from_value(name, value, kind="buffer")) is not None
     ]
     return Contents(arrays + helpers, _config(module), aside)
+
+
+def _held(module: torch.nn.Module, what: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """As ``named_parameters(remove_duplicate=False)`` and the like, which torch has since 2.0."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in getattr(part, what).items():
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -262,7 +270,7 @@ def _packed(module: torch.nn.Module) -> list[Array]:
 
 
 def _beside(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_buffers(remove_duplicate=False)
+    yield from _held(module, "_buffers")
     for prefix, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             continue

@@ -372,7 +372,7 @@ def _from_torch(path: Path) -> Contents:
     try:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:  # an old file, or a torch before 2.1
             if "mmap" not in str(error):
                 raise
             held = torch.load(path, map_location="cpu", weights_only=True)
