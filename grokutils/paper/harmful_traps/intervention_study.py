@@ -4,15 +4,14 @@
 >>> frame = interventions_of(load_record("results/express/wd0"))                 # doctest: +SKIP
 >>> frame[frame.control == ""].groupby("operation")[["js", "test_change"]].median()     # doctest: +SKIP
 
-``interventions.parquet`` lies beside the record's other tables. ``python -m grokutils.paper.harmful_traps.intervention_study
-results/express/wd0`` makes it.
+``interventions.parquet`` lies beside the record's other tables. ``grokutils interventions results/express/wd0``
+makes it.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,6 @@ import torch
 
 from grokutils.experiment import data
 from grokutils.records import files
-from grokutils.records.command import for_each_record
 from grokutils.records.record import Record
 from grokutils.spectra.harm import js_divergences, probes_like
 from grokutils.spectra.interventions import (
@@ -40,7 +38,7 @@ from grokutils.util.blas import one_torch_thread
 from grokutils.util.columns import INTERVENTIONS
 from grokutils.util.progress import tqdm
 
-__all__ = ["ALL", "REMOVALS", "STRENGTHS", "change_interval", "interventions_of"]
+__all__ = ["ALL", "REMOVALS", "STRENGTHS", "best_steps", "change_interval", "hidden_layers", "interventions_of"]
 
 #: Operations that take a trap out, and what `grokutils.spectra.interventions.remove_trap` calls what comes in its place.
 REMOVALS = {"replaced by noise": "matched", "taken out": "nothing"}
@@ -93,7 +91,7 @@ def interventions_of(
     if not compute:
         return frame[frame.step <= source.step].reset_index(drop=True) if len(frame) else frame
     todo = [where for where in _networks(source) if where not in done]
-    best = _best_steps(source)
+    best = best_steps(source)
     rows: list[dict] = []
     with one_torch_thread():
         for step, member in tqdm(todo, desc=f"interventions on {source.name}", disable=not progress or not todo):
@@ -123,12 +121,17 @@ def _networks(source: Record) -> list[tuple[int, int]]:
     wanted = np.geomspace(steps[0], steps[-1], _MOST_STEPS)
     near = {int(steps[np.argmin(np.abs(np.log(steps / want)))]) for want in wanted}
     chosen = steps.tolist() if len(steps) <= _MOST_STEPS else near
-    best = _best_steps(source)
+    best = best_steps(source)
     members = range(len(source.config.networks))
     return [(step, m) for m in members for step in sorted({*chosen, best.get(m, steps[-1])})]
 
 
-def _best_steps(source: Record) -> dict[int, int]:
+def hidden_layers(weights: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of all layers but the last."""
+    return [name.removesuffix(".weight") for name in weights if name.endswith(".weight")][:-1]
+
+
+def best_steps(source: Record) -> dict[int, int]:
     """Of each member, the kept step where the test accuracy was best."""
     metrics = source.metrics
     metrics = metrics[metrics.step.isin(source.steps_saved) & (metrics.step > 0) & metrics.test_accuracy.notna()]
@@ -178,9 +181,7 @@ def _right(module: torch.nn.Module, x: torch.Tensor, y: np.ndarray) -> np.ndarra
 
 def _interventions(weights, model: str, seed: int, put_in: bool) -> Iterator[tuple[dict, list[Edit]]]:
     """What a row of the table is called, and what is done. Places and directions differ from member to member."""
-    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
-    if model == "mlp":
-        layers = layers[:-1]
+    layers = hidden_layers(weights) if model == "mlp" else [n.removesuffix(".weight") for n in weights if n.endswith(".weight")]
     together: dict[str, list[Edit]] = {operation: [] for operation in REMOVALS}
     for layer in layers:
         W = layer_matrix(weights, layer)
@@ -229,16 +230,3 @@ def change_interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tup
     counts = np.random.default_rng([seed, 5]).multinomial(n, shares, size=_RESAMPLES)
     low, high = np.quantile((counts[:, 2] - counts[:, 0]) / n, [0.025, 0.975])
     return float(change.mean()), round(float(low), 12), round(float(high), 12)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the tables of records, and store them, in reference records as well."""
-
-    def make(source: Record) -> pd.DataFrame:
-        return interventions_of(source, compute=True, store=True)
-
-    return for_each_record("intervention_study", __doc__.splitlines()[0], make, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
