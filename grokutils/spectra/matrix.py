@@ -184,7 +184,7 @@ def _alpha(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, A
     rounding = ROUNDING
     if positive.size and math.log(positive[-1] / positive[0]) <= 2.5 * precision(dtype):
         rounding = 2.5 * precision(dtype)  # all of them are equal, as far as numbers of this type can be
-    shared = {"cutoff": cutoff, "rounding": max(rounding, ROUNDING)}
+    shared: dict[str, Any] = {"cutoff": cutoff, "rounding": max(rounding, ROUNDING)}
     fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, **shared)
     clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", **shared)
     low, high = fit.interval or (math.nan, math.nan)
