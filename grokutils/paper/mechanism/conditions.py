@@ -1,0 +1,168 @@
+"""The plan of the study of the mechanism, as data: what each path changes, and how far it is followed.
+
+>>> [condition.name for condition in CONDITIONS if condition.topic == "walk"][0]
+'walk'
+
+Every path begins at the grokked weights of one seed of the plain express record and is followed until its weights have
+moved by `UNTIL`, or until its steps are used up, in which case it is censored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from grokutils.experiment.config import ConfigError
+from grokutils.paper.mechanism.hooks import (
+    CapSteps,
+    ClipSingularValues,
+    Jitter,
+    OnlyPixels,
+    OrthogonalSteps,
+    PullAlpha,
+    PullNorm,
+)
+from grokutils.training.hooks import FreeOnly, HoldNorm, Hook
+
+__all__ = [
+    "CONDITIONS", "CONTROL", "LEVELS", "PLANNED", "PRIMARY", "SEEDS", "SOURCE", "SOURCE_LATER", "SOURCE_STEP",
+    "TOLERANCE", "TOPICS", "UNTIL", "Path", "Walk", "condition",
+]  # fmt: skip
+
+#: When the plan was written, before any of its paths was run. What came later says its own date.
+PLANNED = "2026-11-25"
+SOURCE, SOURCE_STEP = "results/express/wd0", 79_433
+#: "Adam's shares" are those of the plain record's own change from the fork to this step.
+SOURCE_LATER = 158_489
+SEEDS = tuple(range(20))
+CONTROL = "adam"
+#: Conditions are compared where their weights have moved by this much: the norm of the change of all matrices over
+#: their norm at the fork. The control's median after the 120,567 steps of the causes page is 0.84.
+PRIMARY = 0.5
+UNTIL = 0.8
+#: Displacements at which a path is measured when it first reaches them.
+LEVELS = tuple(round(0.02 * k, 2) for k in range(51))
+#: Of the training loss, for a return to the valley.
+TOLERANCE = 1e-8
+
+TOPICS = {
+    "control": "As it is",
+    "adam": "Adam's step",
+    "walk": "No optimiser: random walks",
+    "contraction": "Contraction and norm",
+    "layers": "Layers",
+    "spectrum": "Spectrum",
+}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A path without an optimiser: small random changes, each followed by a return to the valley."""
+
+    #: Norm of each change over the norm at the fork.
+    step: float
+    #: Whether one direction is drawn for all of the path, not a new one for each change.
+    fixed: bool = False
+    #: "isotropic"; "layers": as much in each parameter tensor as Adam has; and with one direction, "adam": the
+    #: plain record's own change, "permuted": within each tensor, "signs": with random signs.
+    direction: str = "isotropic"
+    #: Share by which all weights shrink before each return.
+    shrink: float = 0.0
+    #: Share of the norm at the fork that matrices are pulled to, by `shrink` of what is left; None: to nothing.
+    pull: float | None = None
+    #: Whether each matrix is scaled to its norm at the fork before each return.
+    hold: bool = False
+
+
+@dataclass(frozen=True)
+class Path:
+    """One condition."""
+
+    name: str
+    topic: str
+    #: What is changed, in words.
+    says: str
+    #: Fields of the `RunConfig`, and hooks; or a walk.
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
+    walk: Walk | None = None
+    #: Steps after which it is given up.
+    most: int = 300_000
+    #: When it was added, if after the plan.
+    added: str = ""
+
+
+def _layers(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}.{part}" for name in names for part in ("weight", "bias"))
+
+
+_WALKS = 4_000
+_SMALL = 0.04
+
+CONDITIONS = (
+    Path("adam", "control", "AdamW of the recipe"),
+    # -- no optimiser
+    Path("walk", "walk", "random walk, isotropic", walk=Walk(_SMALL), most=_WALKS),
+    Path("walk-layers", "walk", "random walk, Adam's shares of the tensors",
+         walk=Walk(_SMALL, direction="layers"), most=_WALKS),
+    Path("line", "walk", "one random direction, isotropic", walk=Walk(_SMALL, fixed=True), most=_WALKS),
+    Path("line-layers", "walk", "one random direction, Adam's shares",
+         walk=Walk(_SMALL, fixed=True, direction="layers"), most=_WALKS),
+    Path("line-permuted", "walk", "Adam's own change, permuted in each tensor",
+         walk=Walk(_SMALL, fixed=True, direction="permuted"), most=_WALKS),
+    Path("line-signs", "walk", "Adam's own change with random signs",
+         walk=Walk(_SMALL, fixed=True, direction="signs"), most=_WALKS),
+    Path("line-adam", "walk", "straight along Adam's own change",
+         walk=Walk(_SMALL, fixed=True, direction="adam"), most=_WALKS),
+    Path("walk-small", "walk", "random walk, isotropic, half the step", walk=Walk(_SMALL / 2), most=_WALKS),
+    Path("walk-large", "walk", "random walk, isotropic, twice the step", walk=Walk(2 * _SMALL), most=_WALKS),
+    # -- contraction
+    Path("adam-decay", "contraction", "Adam, weight decay 0.01", {"weight_decay": 0.01}),
+    Path("walk-shrink", "contraction", "random walk, shrunk by 0.2 % a step",
+         walk=Walk(_SMALL, shrink=0.002), most=_WALKS),
+    Path("walk-shrink-more", "contraction", "random walk, shrunk by 1 % a step",
+         walk=Walk(_SMALL, shrink=0.01), most=_WALKS),
+    Path("shrink", "contraction", "no walk, shrunk by 1 % a step", walk=Walk(0.0, shrink=0.01), most=400),
+    Path("adam-pull", "contraction", "Adam, pulled to 0.7 of the norm", hooks=(PullNorm(to=0.7, rate=1e-4),)),
+    Path("walk-pull", "contraction", "random walk, pulled to 0.7 of the norm",
+         walk=Walk(_SMALL, shrink=0.01, pull=0.7), most=_WALKS),
+    Path("hold-norm", "contraction", "Adam, each matrix held at its norm", hooks=(HoldNorm(),)),
+    Path("walk-hold", "contraction", "random walk, each matrix held at its norm",
+         walk=Walk(_SMALL, hold=True), most=_WALKS),
+    Path("adam-decay-used", "contraction", "decay 0.01, not on pixels that are never used",
+         {"weight_decay": 0.01}, (OnlyPixels(unused="kept"),)),
+    Path("adam-decay-unused", "contraction", "decay 0.01 on pixels that are never used alone",
+         hooks=(OnlyPixels(unused="shrunk", rate=1e-4),)),
+    # -- Adam's step
+    Path("cap", "adam", "update's RMS capped at 3 % of the rate", hooks=(CapSteps(rms=3e-4),)),
+    Path("lr-double", "adam", "twice the learning rate", {"learning_rate": 2e-2}),
+    Path("lr-half", "adam", "half the learning rate", {"learning_rate": 5e-3}, most=600_000),
+    Path("lr-quarter", "adam", "a quarter of the learning rate", {"learning_rate": 2.5e-3}, most=600_000),
+    Path("sgd", "adam", "SGD with momentum 0.9, learning rate 10",
+         {"optimizer": "sgd", "learning_rate": 10.0}, most=30_000),
+    Path("sgd-jitter", "adam", "SGD, learning rate 1, with Gaussian jitter of the weights",
+         {"optimizer": "sgd", "learning_rate": 1.0}, (Jitter(std=1.5e-3),)),
+    Path("eps", "adam", "eps 1e-4 and ten times the rate", {"eps": 1e-4, "learning_rate": 0.1}),
+    Path("orthogonal", "adam", "each step orthogonal to its matrix", hooks=(OrthogonalSteps(),)),
+    # -- layers
+    Path("freeze-fc1", "layers", "FC1 frozen", hooks=(FreeOnly(names=_layers("fc2", "fc3")),)),
+    Path("freeze-fc3", "layers", "FC3 frozen", hooks=(FreeOnly(names=_layers("fc1", "fc2")),)),
+    # -- spectrum
+    Path("alpha-two", "spectrum", "α of FC1 and FC2 pulled to 2", hooks=(PullAlpha(to=2.0, rate=0.05, every=100),)),
+    Path("clip-singular", "spectrum", "singular values clipped at the largest at the fork",
+         hooks=(ClipSingularValues(every=100),)),
+)  # fmt: skip
+
+
+def condition(name: str) -> Path:
+    """The condition of a name.
+
+    Raises
+    ------
+    ConfigError : there is none.
+    """
+    for one in CONDITIONS:
+        if one.name == name:
+            return one
+    raise ConfigError(f"there is no condition {name!r}; there are {', '.join(c.name for c in CONDITIONS)}.")
