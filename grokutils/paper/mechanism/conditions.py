@@ -4,7 +4,7 @@
 'walk'
 
 Every path begins at the grokked weights of one seed of the plain express record and is followed until its weights have
-moved by `UNTIL`, or until its steps are used up, in which case it is censored.
+moved and turned by `UNTIL`, or until its steps are used up, in which case it is censored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grokutils.paper.mechanism.hooks import (
 from grokutils.training.hooks import FreeOnly, HoldNorm, Hook
 
 __all__ = [
-    "CONDITIONS", "CONTROL", "LEVELS", "PLANNED", "PRIMARY", "SEEDS", "SOURCE", "SOURCE_LATER", "SOURCE_STEP",
+    "AMENDED", "CONDITIONS", "CONTROL", "LEVELS", "PLANNED", "PRIMARY", "SEEDS", "SOURCE", "SOURCE_LATER", "SOURCE_STEP",
     "TOLERANCE", "TOPICS", "UNTIL", "Path", "Walk", "condition",
 ]  # fmt: skip
 
@@ -41,7 +41,12 @@ CONTROL = "adam"
 #: their norm at the fork. The control's median after the 120,567 steps of the causes page is 0.84.
 PRIMARY = 0.5
 UNTIL = 0.8
-#: Displacements at which a path is measured when it first reaches them.
+#: Amended on the same day, once two paths of the control and three with decay had been seen to 0.5: decay moves weights
+#: by shrinking them, which turns them little. So paths are compared at equal *rotation* as well, the tangent of the
+#: angle to the start, which is the displacement of a path that neither shrinks nor grows. Before the plan a random walk
+#: and a line had been tried on seeds 0 and 3, while the return to the valley was being written.
+AMENDED = "2026-11-25"
+#: Displacements and rotations at which a path is measured when it first reaches them.
 LEVELS = tuple(round(0.02 * k, 2) for k in range(51))
 #: Of the training loss, for a return to the valley.
 TOLERANCE = 1e-8
@@ -89,7 +94,9 @@ class Path:
     walk: Walk | None = None
     #: Steps after which it is given up.
     most: int = 300_000
-    #: When it was added, if after the plan.
+    #: Step of the plain record that it begins with.
+    begin: int = SOURCE_STEP
+    #: When it was added, and after what had been seen, if after the plan.
     added: str = ""
 
 
@@ -124,6 +131,9 @@ CONDITIONS = (
     Path("walk-shrink-more", "contraction", "random walk, shrunk by 1 % a step",
          walk=Walk(_SMALL, shrink=0.01), most=_WALKS),
     Path("shrink", "contraction", "no walk, shrunk by 1 % a step", walk=Walk(0.0, shrink=0.01), most=400),
+    Path("repair", "contraction", "from collapsed weights: no walk, shrunk by 1 % a step",
+         walk=Walk(0.0, shrink=0.01), most=400, begin=250_000,
+         added="2026-11-25, when the control and decay had been seen on one seed"),
     Path("adam-pull", "contraction", "Adam, pulled to 0.7 of the norm", hooks=(PullNorm(to=0.7, rate=1e-4),)),
     Path("walk-pull", "contraction", "random walk, pulled to 0.7 of the norm",
          walk=Walk(_SMALL, shrink=0.01, pull=0.7), most=_WALKS),

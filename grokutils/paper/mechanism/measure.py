@@ -82,8 +82,8 @@ class Ruler:
     def measure(self, weights: Weights) -> dict[str, float]:
         """A row of the record.
 
-        ``displacement``, that of each layer, its part orthogonal to the start, the angle to it, ``norm`` over that at
-        the fork; accuracies and losses; alpha, traps and the largest entry over the standard deviation;
+        ``displacement``, that of each layer, its part orthogonal to the start, the angle to it and its tangent, the
+        ``rotation``; ``norm`` over that at the fork; accuracies and losses; alpha, traps and the largest entry over the standard deviation;
         test accuracy as read anew from each hidden layer by least squares on the training images (``probe``) and
         on half of the test images, scored on the other half (``known``); linear CKA of each hidden layer
         with itself at the fork; shares of the first layer's squared change, and test accuracies, that have to do with
@@ -120,6 +120,7 @@ class Ruler:
         row = {
             "displacement": np.linalg.norm(now - before) / size,
             "orthogonal": np.sqrt(max(now @ now - along**2, 0.0)) / size,
+            "rotation": np.sqrt(max(now @ now - along**2, 0.0)) / along if along > 0 else np.inf,
             "angle": np.degrees(np.arccos(np.clip(along / np.linalg.norm(now), -1, 1))),
             "norm": np.linalg.norm(now) / size,
         }

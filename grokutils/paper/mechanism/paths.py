@@ -81,7 +81,7 @@ class Optimised:
         self.model = models.build(self.config, torch.device("cpu"))
         self.model.without_shortcuts()
         self.model.init()
-        self.model.load_weights([grokked(seed)])
+        self.model.load_weights([grokked(seed, path.begin)])
         for hook in self.hooks:
             hook.begin(self.model)
         self.step = 0
@@ -141,7 +141,7 @@ class Walked:
         self.walk: Walk = path.walk
         self.seed = seed
         self.valley = Valley(base_config(seed), seed)
-        start = grokked(seed)
+        start = grokked(seed, path.begin)
         self.flat = self.valley.vector(start)
         self._free = self.valley.trained()
         views = self.valley.views(self.flat)
@@ -230,7 +230,7 @@ def follow(path: Path, seed: int, until: float, stop: Callable[[], bool] = lambd
     Parameters
     ----------
     path, seed : which
-    until : displacement
+    until : displacement, and rotation
     stop : asked often; if true the state is saved and the path left
 
     Returns
@@ -253,13 +253,14 @@ class _Followed:
         self.start = self.stepper.position().astype(np.float64)
         self.size = float(np.linalg.norm(self.start))
         self.valley = Valley(base_config(seed), seed)
-        self.ruler = measure.Ruler(grokked(seed), self.valley.data)
+        self.ruler = measure.Ruler(grokked(seed, path.begin), self.valley.data)
         self.rows: list[dict] = []
         self.lines: list[dict] = []
         #: Windows, path length and gain of squared displacement, by class of loss.
         self.bins = np.zeros((len(LOSS_EDGES) + 1, 3))
         self.chords = [np.zeros_like(self.start, dtype=np.float32)] * 2  # the last point, and the last chord
-        self.reached, self.before = -1.0, 0.0
+        #: Levels of displacement and of rotation that it has come to, and its displacement now.
+        self.levels, self.before = np.full(2, -1.0), 0.0
         self.last = self.start.copy()
         self._load()
 
@@ -267,8 +268,8 @@ class _Followed:
 
     def go(self, until: float, stop: Callable[[], bool]) -> str:
         if not self.rows:
-            self._measure(level=0.0)
-            self.reached = 0.0
+            self.levels[:] = 0.0
+            self._measure()
         saved = time.monotonic()
         every = WINDOW if self.path.walk is None else 1
         while (outcome := self._outcome(until)) is None:
@@ -277,7 +278,7 @@ class _Followed:
             k = self.stepper.step // every
             due = k and _log_spaced(k) and self.stepper.step != self.rows[-1]["step"]
             if due and self.stepper.step >= 100 * every:
-                self._measure(level=np.nan)
+                self._measure()
             if stop():
                 self._save()
                 return "stopped"
@@ -286,7 +287,7 @@ class _Followed:
                 saved = time.monotonic()
         if not any(row["until"] == until for row in self.lines) and outcome != "lost":
             if self.stepper.step != self.rows[-1]["step"]:
-                self._measure(level=np.nan)
+                self._measure()
             self._line(until)
         self._save()
         return outcome
@@ -294,7 +295,7 @@ class _Followed:
     def _outcome(self, until: float) -> str | None:
         if not np.isfinite(self.before):
             return "lost"
-        if self.reached >= until:
+        if self.levels.min() >= until:
             return "reached"
         return "censored" if self.stepper.step >= self.path.most else None
 
@@ -306,26 +307,28 @@ class _Followed:
         place = int(np.searchsorted(LOSS_EDGES, math.log10(max(loss, 1e-30)))) if np.isfinite(loss) else -1
         self.bins[place] += (1, change / self.size, far**2 - self.before**2)
         self.last, self.before = now, far
-        crossed = [level for level in LEVELS if self.reached < level <= far]
-        if crossed:
-            self.reached = crossed[-1]
-            if math.floor(self.reached / CHORD + 1e-9) > math.floor((crossed[0] - LEVELS[1]) / CHORD + 1e-9):
-                self._chord(now)
-            else:
-                self._turn = np.nan
-            self._measure(level=self.reached, turn=self._turn)
+        along = float(now @ self.start) / self.size**2
+        rotation = math.sqrt(max(float(now @ now) / self.size**2 - along**2, 0.0)) / along if along > 0 else math.inf
+        before = self.levels.copy()
+        for k, way in enumerate((far, rotation)):
+            self.levels[k] = max([level for level in LEVELS if level <= way] + [before[k]])
+        turn = self._chord(now) if math.floor(far / CHORD) > math.floor(before[0] / CHORD + 1e-9) else np.nan
+        if (self.levels > before).any():
+            self._measure(turn)
 
-    def _chord(self, now: np.ndarray) -> None:
+    def _chord(self, now: np.ndarray) -> float:
+        """Cosine between the chord that ends here and the one before it."""
         here = (now - self.start).astype(np.float32)
         chord = here - self.chords[0]
         sizes = np.linalg.norm(chord) * np.linalg.norm(self.chords[1])
-        self._turn = float(chord @ self.chords[1] / sizes) if sizes else np.nan
+        turn = float(chord @ self.chords[1] / sizes) if sizes else np.nan
         self.chords = [here, chord]
+        return turn
 
-    def _measure(self, level: float, turn: float = np.nan) -> None:
+    def _measure(self, turn: float = np.nan) -> None:
         weights = self.stepper.weights()
         row = {
-            "name": self.path.name, "seed": self.seed, "step": self.stepper.step, "level": level,
+            "name": self.path.name, "seed": self.seed, "step": self.stepper.step, "reached": float(self.levels.min()),
             "path": float(self.bins[:, 1].sum()), "turn": turn,
             **self.ruler.measure(weights), **self.stepper.extra(),
         }  # fmt: skip
@@ -365,7 +368,7 @@ class _Followed:
             record.write_parquet(self.folder / "lines.parquet", pd.DataFrame(self.lines))
         state = {
             **self.stepper.state(), "own/point": self.chords[0], "own/chord": self.chords[1],
-            "own/last": self.last, "own/far": np.array([self.reached, self.before]), "own/bins": self.bins,
+            "own/last": self.last, "own/far": np.array([*self.levels, self.before]), "own/bins": self.bins,
         }  # fmt: skip
         about = {"step": str(self.stepper.step), "path": repr(self.path), "rows": str(len(self.rows))}
         record.write_tensors(self.folder / "state.safetensors", state, about)
@@ -378,7 +381,8 @@ class _Followed:
             raise record.RecordError(f"{self.folder} holds another path of this name; move it away.")
         self.chords = [state.pop("own/point"), state.pop("own/chord")]
         self.last, self.bins = state.pop("own/last"), np.array(state.pop("own/bins"))
-        self.reached, self.before = (float(x) for x in state.pop("own/far"))
+        *levels, self.before = (float(x) for x in state.pop("own/far"))
+        self.levels = np.array(levels)
         self.stepper.load_state(state, int(about["step"]))
         # rows are written before the state: those of a save that was cut off are taken again
         self.rows = record.read_parquet(self.folder / "rows.parquet").to_dict("records")[: int(about["rows"])]
