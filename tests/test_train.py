@@ -339,6 +339,6 @@ def test_ensemble_resumes_exactly(tmp_path):
 
 
 def test_the_loop_names_no_architecture():
-    source = Path(sys.modules["grokutils.train"].__file__).read_text().lower()
+    source = Path(sys.modules["grokutils.training.train"].__file__).read_text().lower()
     for word in ("mlp", "fc1", "relu", "transformer", "linear", "mse", "mnist", "digits", "adam("):
         assert word not in source, word
