@@ -13,7 +13,7 @@ import torch
 
 from grokutils.experiment.config import ConfigError
 from grokutils.paper.mechanism import study
-from grokutils.paper.mechanism.conditions import CONDITIONS, SEEDS, UNTIL, condition
+from grokutils.paper.mechanism.conditions import CONDITIONS, MNIST, SEEDS, UNTIL, condition
 from grokutils.paper.mechanism.paths import Interrupts, follow
 from grokutils.records.record import RecordError
 from grokutils.training.train import TrainingInterrupted
@@ -48,7 +48,7 @@ def run(
     ConfigError : no such condition or seed, or a displacement that is not measured.
     TrainingInterrupted : SIGINT or SIGTERM; the state is saved, and the same call goes on.
     """
-    chosen = [condition(name) for name in only] or list(CONDITIONS)
+    chosen = [condition(name) for name in only] or [*CONDITIONS, *MNIST]
     seeds = list(seeds)
     if odd := [seed for seed in seeds if seed not in SEEDS]:
         raise ConfigError(f"seeds must be of 0 to {SEEDS[-1]}; got {odd[0]!r}.")
@@ -57,7 +57,8 @@ def run(
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     ends: dict[str, int] = {}
-    work = [(path, seed) for path in chosen for seed in seeds if not study.done(path, seed, until)]
+    work = [(path, seed) for path in chosen for seed in seeds
+            if not study.done(path, seed, until) and (path in CONDITIONS or seed == 0)]
     with Interrupts() as stop, tqdm(work, desc="paths", disable=not progress, dynamic_ncols=True) as bar:
         for path, seed in bar:
             bar.set_postfix_str(f"{path.name} {seed}")

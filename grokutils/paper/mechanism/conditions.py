@@ -26,7 +26,7 @@ from grokutils.paper.mechanism.hooks import (
 from grokutils.training.hooks import FreeOnly, HoldNorm, Hook
 
 __all__ = [
-    "AMENDED", "CONDITIONS", "CONTROL", "LEVELS", "PLANNED", "PRIMARY", "SEEDS", "SOURCE", "SOURCE_LATER", "SOURCE_STEP",
+    "AMENDED", "CONDITIONS", "CONTROL", "LEVELS", "MNIST", "PLANNED", "PRIMARY", "SEEDS", "SOURCE", "SOURCE_LATER", "SOURCE_STEP",
     "TOLERANCE", "TOPICS", "UNTIL", "Path", "Walk", "condition",
 ]  # fmt: skip
 
@@ -35,6 +35,8 @@ PLANNED = "2026-11-25"
 SOURCE, SOURCE_STEP = "results/express/wd0", 79_433
 #: "Adam's shares" are those of the plain record's own change from the fork to this step.
 SOURCE_LATER = 158_489
+#: The same on MNIST.
+MNIST_LATER = 2_238_721
 SEEDS = tuple(range(20))
 CONTROL = "adam"
 #: Conditions are compared where their weights have moved by this much: the norm of the change of all matrices over
@@ -58,6 +60,7 @@ TOPICS = {
     "contraction": "Contraction and norm",
     "layers": "Layers",
     "spectrum": "Spectrum",
+    "mnist": "Once on MNIST",
 }
 
 
@@ -94,10 +97,21 @@ class Path:
     walk: Walk | None = None
     #: Steps after which it is given up.
     most: int = 300_000
-    #: Step of the plain record that it begins with.
+    #: The record that it begins with, and the step of it.
+    source: str = SOURCE
     begin: int = SOURCE_STEP
+    #: Which of several draws of a walk of the same seed.
+    draw: int = 0
+    #: Whether it is only read off the weights that its record has saved.
+    saved: bool = False
     #: When it was added, and after what had been seen, if after the plan.
     added: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What makes it another path than the next."""
+        changes = sorted(self.changes.items())
+        return repr((self.source, self.begin, changes, self.hooks, self.walk, self.draw, self.saved))
 
 
 def _layers(*names: str) -> tuple[str, ...]:
@@ -164,6 +178,22 @@ CONDITIONS = (
          hooks=(ClipSingularValues(every=100),)),
 )  # fmt: skip
 
+#: The two that decide, once on MNIST: one network, from its weights near 6e5 steps, and draws in place of seeds. Added on
+#: the day of the plan. A random walk of many small changes would take a day there; a line takes minutes.
+_MNIST = dict(source="results/mnist-wd0", begin=630_957, topic="mnist")
+MNIST = (
+    Path("mnist-adam", says="MNIST: AdamW of the paper", saved=True, **_MNIST),
+    *(
+        Path(f"mnist-line-{draw}", says=f"MNIST: one random direction, isotropic, draw {draw}",
+             walk=Walk(_SMALL, fixed=True), most=40, draw=draw, **_MNIST)
+        for draw in (0, 1)
+    ),
+    Path("mnist-line-layers", says="MNIST: one random direction, Adam's shares",
+         walk=Walk(_SMALL, fixed=True, direction="layers"), most=40, **_MNIST),
+    Path("mnist-repair", says="MNIST: from collapsed weights, no walk, shrunk by 2 % a step",
+         walk=Walk(0.0, shrink=0.02), most=60, **_MNIST | {"begin": 3_758_374}),
+)  # fmt: skip
+
 
 def condition(name: str) -> Path:
     """The condition of a name.
@@ -172,7 +202,8 @@ def condition(name: str) -> Path:
     ------
     ConfigError : there is none.
     """
-    for one in CONDITIONS:
+    every = (*CONDITIONS, *MNIST)
+    for one in every:
         if one.name == name:
             return one
-    raise ConfigError(f"there is no condition {name!r}; there are {', '.join(c.name for c in CONDITIONS)}.")
+    raise ConfigError(f"there is no condition {name!r}; there are {', '.join(c.name for c in every)}.")

@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path as Folder
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,9 @@ from grokutils.experiment.config import RunConfig
 from grokutils.paper.mechanism import measure
 from grokutils.paper.mechanism.conditions import (
     LEVELS,
+    MNIST_LATER,
     SOURCE,
     SOURCE_LATER,
-    SOURCE_STEP,
     TOLERANCE,
     Path,
     Walk,
@@ -38,7 +37,7 @@ from grokutils.records.record import load_record
 from grokutils.training.hooks import check_hooks
 from grokutils.util import paths
 
-__all__ = ["Optimised", "Walked", "base_config", "follow", "folder_of", "grokked", "stepper"]
+__all__ = ["Optimised", "Saved", "Walked", "config_of", "follow", "folder_of", "grokked", "stepper"]
 
 #: Training steps between looks at the loss and at the displacement.
 WINDOW = 10
@@ -53,35 +52,41 @@ _PER_DECADE = 4
 Weights = dict[str, np.ndarray]
 
 
-def base_config(seed: int, **changes: Any) -> RunConfig:
-    """The express recipe without decay, of one seed.
+def grokked(path: Path, seed: int, step: int | None = None) -> Weights:
+    """Weights of a seed where a path begins, or at another step of its record.
 
-    >>> base_config(3).weight_decay
-    0.0
-    """
-    return RunConfig.recipe("express", weight_decay=0.0, seed=seed).replace(**changes)
-
-
-def grokked(seed: int, step: int = SOURCE_STEP) -> Weights:
-    """Weights of the plain record of a seed.
-
-    >>> grokked(0)["fc1.weight"].shape
+    >>> grokked(condition("adam"), 0)["fc1.weight"].shape
     (100, 64)
     """
-    source = load_record(SOURCE)
-    return source.weights(step, [network.seed for network in source.config.networks].index(seed))
+    source = load_record(path.source)
+    return source.weights(path.begin if step is None else step, _member(path, seed))
+
+
+def config_of(path: Path, seed: int) -> RunConfig:
+    """The configuration of its record's network of a seed, with the changes of a path.
+
+    >>> config_of(condition("lr-half"), 0).learning_rate
+    0.005
+    """
+    config = load_record(path.source).config
+    decay = config.networks[_member(path, seed)].weight_decay
+    return config.replace(members=None, intervention="", **{"seed": seed, "weight_decay": decay, **path.changes})
+
+
+def _member(path: Path, seed: int) -> int:
+    return [network.seed for network in load_record(path.source).config.networks].index(seed)
 
 
 class Optimised:
     """A path by training steps."""
 
     def __init__(self, path: Path, seed: int):
-        self.config = base_config(seed, **path.changes)
+        self.config = config_of(path, seed)
         self.hooks = check_hooks(path.hooks)
         self.model = models.build(self.config, torch.device("cpu"))
         self.model.without_shortcuts()
         self.model.init()
-        self.model.load_weights([grokked(seed, path.begin)])
+        self.model.load_weights([grokked(path, seed)])
         for hook in self.hooks:
             hook.begin(self.model)
         self.step = 0
@@ -139,9 +144,9 @@ class Walked:
 
     def __init__(self, path: Path, seed: int):
         self.walk: Walk = path.walk
-        self.seed = seed
-        self.valley = Valley(base_config(seed), seed)
-        start = grokked(seed, path.begin)
+        self.seed, self.draw = seed, path.draw
+        self.valley = Valley(config_of(path, seed), seed)
+        start = grokked(path, seed)
         self.flat = self.valley.vector(start)
         self._free = self.valley.trained()
         views = self.valley.views(self.flat)
@@ -153,13 +158,14 @@ class Walked:
         kind = self.walk.direction
         self._change = None
         if kind != "isotropic":
-            self._change = (self.valley.vector(grokked(seed, SOURCE_LATER)) - self.flat) * self._free
+            later = SOURCE_LATER if path.source == SOURCE else MNIST_LATER
+            self._change = (self.valley.vector(grokked(path, seed, later)) - self.flat) * self._free
         self._line = self._draw(0) if self.walk.fixed else None
         self.step, self.factors, self.failures = 0, 0, 0
 
     def _draw(self, number: int) -> torch.Tensor:
         """A direction: its matrices have the norm of one step."""
-        rng = np.random.default_rng([self.seed, 18, number])
+        rng = np.random.default_rng([self.seed, 18, number, *[self.draw] * (self.draw > 0)])
         noise = torch.from_numpy(rng.standard_normal(self.valley.size)) * self._free
         kind, change = self.walk.direction, self._change
         if kind == "layers":
@@ -214,8 +220,51 @@ class Walked:
         return {"factors": self.factors, "failures": self.failures}
 
 
-def stepper(path: Path, seed: int) -> Optimised | Walked:
+class Saved:
+    """A path as far as its record has saved weights."""
+
+    def __init__(self, path: Path, seed: int):
+        self._path, self._seed = path, seed
+        self._valley = Valley(config_of(path, seed), seed)
+        self._steps = [step for step in load_record(path.source).steps_saved if step >= path.begin]
+        self.step = self._steps[0]
+        self._read()
+
+    def _read(self) -> None:
+        self._weights = grokked(self._path, self._seed, self.step)
+
+    @property
+    def at_end(self) -> bool:
+        return self.step == self._steps[-1]
+
+    def advance(self) -> None:
+        self.step = self._steps[self._steps.index(self.step) + 1]
+        self._read()
+
+    def position(self) -> np.ndarray:
+        return measure.matrices(self._weights)
+
+    def weights(self) -> Weights:
+        return self._weights
+
+    def loss(self) -> float:
+        return self._valley.loss(self._valley.vector(self._weights))
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: Weights, step: int) -> None:
+        self.step = step
+        self._read()
+
+    def extra(self) -> dict[str, float]:
+        return {}
+
+
+def stepper(path: Path, seed: int) -> Optimised | Walked | Saved:
     """What takes the steps of a path."""
+    if path.saved:
+        return Saved(path, seed)
     return Optimised(path, seed) if path.walk is None else Walked(path, seed)
 
 
@@ -252,8 +301,8 @@ class _Followed:
         self.stepper = stepper(path, seed)
         self.start = self.stepper.position().astype(np.float64)
         self.size = float(np.linalg.norm(self.start))
-        self.valley = Valley(base_config(seed), seed)
-        self.ruler = measure.Ruler(grokked(seed, path.begin), self.valley.data)
+        self.valley = Valley(config_of(path, seed), seed)
+        self.ruler = measure.Ruler(grokked(path, seed), self.valley.data)
         self.rows: list[dict] = []
         self.lines: list[dict] = []
         #: Windows, path length and gain of squared displacement, by class of loss.
@@ -271,7 +320,7 @@ class _Followed:
             self.levels[:] = 0.0
             self._measure()
         saved = time.monotonic()
-        every = WINDOW if self.path.walk is None else 1
+        every = WINDOW if isinstance(self.stepper, Optimised) else 1
         while (outcome := self._outcome(until)) is None:
             self.stepper.advance()
             self._look()
@@ -297,6 +346,8 @@ class _Followed:
             return "lost"
         if self.levels.min() >= until:
             return "reached"
+        if self.path.saved:
+            return "censored" if self.stepper.at_end else None
         return "censored" if self.stepper.step >= self.path.most else None
 
     def _look(self) -> None:
@@ -370,14 +421,14 @@ class _Followed:
             **self.stepper.state(), "own/point": self.chords[0], "own/chord": self.chords[1],
             "own/last": self.last, "own/far": np.array([*self.levels, self.before]), "own/bins": self.bins,
         }  # fmt: skip
-        about = {"step": str(self.stepper.step), "path": repr(self.path), "rows": str(len(self.rows))}
+        about = {"step": str(self.stepper.step), "path": self.path.identity, "rows": str(len(self.rows))}
         record.write_tensors(self.folder / "state.safetensors", state, about)
 
     def _load(self) -> None:
         if not (self.folder / "state.safetensors").is_file():
             return
         state, about = record.read_tensors(self.folder / "state.safetensors")
-        if about["path"] != repr(self.path):
+        if about["path"] != self.path.identity:
             raise record.RecordError(f"{self.folder} holds another path of this name; move it away.")
         self.chords = [state.pop("own/point"), state.pop("own/chord")]
         self.last, self.bins = state.pop("own/last"), np.array(state.pop("own/bins"))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from grokutils.paper.judge.findings import over_networks
 from grokutils.paper.judge.stats import holm, sign_flip_p
-from grokutils.paper.mechanism.conditions import CONDITIONS, CONTROL, PRIMARY, Path
+from grokutils.paper.mechanism.conditions import CONDITIONS, CONTROL, MNIST, PRIMARY, Path
 from grokutils.records import record
 from grokutils.util import paths
 
@@ -47,7 +47,7 @@ def gather() -> None:
     target = paths.run_dir(OUT)
     with record.locked(target):
         stored = {kind: _stored(kind) for kind in FRAMES}
-        for path in CONDITIONS:
+        for path in (*CONDITIONS, *MNIST):
             for folder in sorted((root / path.name).glob("*")):
                 _take(stored, path.name, int(folder.name), folder)
         for kind, frame in stored.items():
@@ -109,7 +109,7 @@ def at(rows: pd.DataFrame, displacement: float = PRIMARY, by: str = "displacemen
         # such a path has no row between its first and its last: it is read where it is
         row["step"], row["seed"] = float(own.step.iloc[end]), seed
         row["most"] = float(way.max())
-        found.append({"name": name, "reached": bool(far.any()), **row})
+        found.append({**row, "name": name, "reached": bool(far.any())})
     return pd.DataFrame(found)
 
 
