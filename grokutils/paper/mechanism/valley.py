@@ -8,7 +8,7 @@ True
 Gauss-Newton with the least norm: the change is J^T (J J^T + mu)^-1 (-r) with r the residuals of all outputs of all
 training images and J their Jacobian, and mu as in Levenberg (1944), raised where a step does not help. J J^T needs no J: for
 images i, j and outputs a, b it is the sum over layers of (h_i . h_j + 1) (d_ia . d_jb), with h what the layer reads and
-d_ia the derivative of output a by what the layer gives. One Cholesky factor serves as long as it cuts the loss well.
+d_ia the derivative of output a by what the layer gives. One Cholesky factor, in single precision, serves as long as it cuts the loss well; outputs and loss are in double precision.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ _DAMPING = 1e-3
 #: A factor is used again while each step cuts the loss by at least this.
 _GOOD = 3.0
 _MOST_FACTORS = 40
-#: From so many equations on J J^T is made and factored in single precision: half the memory and time. The steps are
-#: checked in double precision all the same.
-_LARGE = 5_000
 
 
 @dataclass(frozen=True)
@@ -127,20 +124,19 @@ class Valley:
         return out
 
     def gram(self, flat: torch.Tensor, reads: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """J J^T, and of each layer but the last the derivatives of the outputs by what it gives."""
+        """J J^T in single precision, and of each layer but the last the derivatives of the outputs by what it gives."""
         w, images, outputs = self.views(flat), len(self.x), self.y.shape[1]
         backs: list[torch.Tensor] = [None] * (self.depth - 1)
         onward = w[f"fc{self.depth}.weight"].expand(images, -1, -1)
         for k in range(self.depth - 1, 0, -1):
             backs[k - 1] = onward * (reads[k] > 0)[:, None, :]
             onward = backs[k - 1] @ w[f"fc{k}.weight"]
-        dtype = torch.float64 if images * outputs < _LARGE else torch.float32
-        total = torch.zeros(images * outputs, images * outputs, dtype=dtype)
+        total = torch.zeros(images * outputs, images * outputs)
         by_image = total.view(images, outputs, images, outputs)
         for read, back in zip(reads, backs, strict=False):
-            d, r = back.reshape(images * outputs, -1).to(dtype), read.to(dtype)
+            d, r = back.reshape(images * outputs, -1).float(), read.float()
             by_image.add_((d @ d.T).view_as(by_image).mul_((r @ r.T + 1)[:, None, :, None]))
-        last = reads[self.depth - 1].to(dtype)
+        last = reads[self.depth - 1].float()
         by_image.diagonal(dim1=1, dim2=3).add_((last @ last.T + 1)[:, :, None])
         return total, backs
 
@@ -166,7 +162,7 @@ class Valley:
             factors += 1
             moved = False
             while not failed and loss > tolerance:
-                lam = torch.cholesky_solve(-residual.reshape(-1, 1).to(factor.dtype), factor).view_as(residual).double()
+                lam = torch.cholesky_solve(-residual.reshape(-1, 1).float(), factor).view_as(residual).double()
                 there = flat + self.jacobian_t(lam, base, backs)
                 new_reads = self.activations(there, self.x)
                 new_residual = new_reads[-1] - self.y
