@@ -10,7 +10,7 @@ moved and turned by `UNTIL`, or until its steps are used up, in which case it is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from grokutils.experiment.config import ConfigError
@@ -58,6 +58,7 @@ TOPICS = {
     "adam": "Adam's step",
     "walk": "No optimiser: random walks",
     "contraction": "Contraction and norm",
+    "repair": "Contraction after the fall",
     "layers": "Layers",
     "spectrum": "Spectrum",
     "mnist": "Once on MNIST",
@@ -75,8 +76,10 @@ class Walk:
     #: "isotropic"; "layers": as much in each parameter tensor as Adam has; and with one direction, "adam": the
     #: plain record's own change, "permuted": within each tensor, "signs": with random signs.
     direction: str = "isotropic"
-    #: Share by which all weights shrink before each return.
+    #: Share by which all matrices shrink before each return.
     shrink: float = 0.0
+    #: After so many changes the walk is over and the rest is shrinking alone, which waits until then; 0: both at once.
+    first: int = 0
     #: Share of the norm at the fork that matrices are pulled to, by `shrink` of what is left; None: to nothing.
     pull: float | None = None
     #: Whether each matrix is scaled to its norm at the fork before each return.
@@ -109,9 +112,15 @@ class Path:
 
     @property
     def identity(self) -> str:
-        """What makes it another path than the next."""
-        changes = sorted(self.changes.items())
-        return repr((self.source, self.begin, changes, self.hooks, self.walk, self.draw, self.saved))
+        """What makes it another path than the next: all that is not as usual, but its names and when it is given up."""
+        said = _unusual(self, aside=("name", "topic", "says", "most", "added"))
+        return repr(said | ({"walk": _unusual(self.walk)} if self.walk else {}))
+
+
+def _unusual(one: Path | Walk, aside: tuple[str, ...] = ()) -> dict[str, Any]:
+    found = {f.name: getattr(one, f.name) for f in fields(one) if f.name not in aside}
+    defaults = {f.name: f.default for f in fields(one)}
+    return {name: value for name, value in found.items() if value != defaults[name] and value != {}}
 
 
 def _layers(*names: str) -> tuple[str, ...]:
@@ -120,6 +129,10 @@ def _layers(*names: str) -> tuple[str, ...]:
 
 _WALKS = 4_000
 _SMALL = 0.04
+
+#: Where the plain record ends, collapsed.
+_COLLAPSED = 250_000
+_SEEN_REPAIR = "2026-11-25, when shrinking from collapsed weights had been seen on two seeds, and a walk that shrinks on one"
 
 CONDITIONS = (
     Path("adam", "control", "AdamW of the recipe"),
@@ -145,9 +158,8 @@ CONDITIONS = (
     Path("walk-shrink-more", "contraction", "random walk, shrunk by 1 % a step",
          walk=Walk(_SMALL, shrink=0.01), most=_WALKS),
     Path("shrink", "contraction", "no walk, shrunk by 1 % a step", walk=Walk(0.0, shrink=0.01), most=150),
-    Path("repair", "contraction", "from collapsed weights: no walk, shrunk by 1 % a step",
-         walk=Walk(0.0, shrink=0.01), most=150, begin=250_000,
-         added="2026-11-25, when the control and decay had been seen on one seed"),
+    Path("walk-shrink-most", "contraction", "random walk, half the step, shrunk by 1 % a step",
+         walk=Walk(_SMALL / 2, shrink=0.01), most=600, added=_SEEN_REPAIR),
     Path("adam-pull", "contraction", "Adam, pulled to 0.7 of the norm", hooks=(PullNorm(to=0.7, rate=1e-4),)),
     Path("walk-pull", "contraction", "random walk, pulled to 0.7 of the norm",
          walk=Walk(_SMALL, shrink=0.01, pull=0.7), most=_WALKS),
@@ -158,6 +170,14 @@ CONDITIONS = (
          {"weight_decay": 0.01}, (OnlyPixels(unused="kept"),)),
     Path("adam-decay-unused", "contraction", "decay 0.01 on pixels that are never used alone",
          hooks=(OnlyPixels(unused="shrunk", rate=1e-4),)),
+    # -- what was lost, and contraction from there
+    Path("repair", "repair", "from collapsed weights: no walk, shrunk by 1 % a step",
+         walk=Walk(0.0, shrink=0.01), most=150, begin=_COLLAPSED,
+         added="2026-11-25, when the control and decay had been seen on one seed"),
+    Path("line-repair", "repair", "one random direction to 0.5, then shrunk by 1 % a step",
+         walk=Walk(_SMALL, fixed=True, shrink=0.01, first=13), most=150, added=_SEEN_REPAIR),
+    Path("adam-repair", "repair", "from collapsed weights: Adam with weight decay 0.01", {"weight_decay": 0.01},
+         most=30_000, begin=_COLLAPSED, added=_SEEN_REPAIR),
     # -- Adam's step
     Path("cap", "adam", "update's RMS capped at 3 % of the rate", hooks=(CapSteps(rms=3e-4),)),
     Path("lr-double", "adam", "twice the learning rate", {"learning_rate": 2e-2}),

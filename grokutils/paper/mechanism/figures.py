@@ -48,7 +48,7 @@ def _lost(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, column: str, by: str, color: str, label: str, most: float) -> None:
-    found = curve(rows, column, by).loc[:most]
+    found = curve(rows, column, by, 1.0 if by == "lost" else 0.04).loc[:most]
     # a median over fewer and fewer seeds would jump
     found = found[found.notna().sum(axis=1) >= max(1, found.shape[1] / 2)]
     middle = found.median(axis=1)
@@ -89,12 +89,11 @@ def falls(
                     _draw(axes, own, "lost", by, color, condition(name).says, most)
             axes.axhline(0, color="0.6", lw=0.8)
             axes.set_title(title, fontsize=9)
-            axes.legend(fontsize=6.5, frameon=False, loc="upper left")
+            axes.legend(fontsize=6.5, frameon=False, loc="lower left")
         for axes in grid[:, 0]:
             axes.set_ylabel("test accuracy lost, points")
-        for axes in grid[-1]:
-            axes.set_xlabel(_LABELS[by])
-        axes.invert_yaxis()
+        figure.supxlabel(_LABELS[by], fontsize=9)
+        grid[0, 0].invert_yaxis()
     plt.close(figure)
     return figure
 
@@ -135,8 +134,7 @@ def fingerprints(
             if column.startswith("alpha"):
                 axes.axhline(2, color="0.4", lw=1, ls="--")
         grid[0, 0].legend(fontsize=6.5, frameon=False)
-        for axes in grid[-1]:
-            axes.set_xlabel(_LABELS[by])
+        figure.supxlabel(_LABELS[by], fontsize=9)
     plt.close(figure)
     return figure
 

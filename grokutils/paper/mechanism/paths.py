@@ -185,15 +185,15 @@ class Walked:
 
     def advance(self) -> None:
         """One random change and the return."""
-        there = self.flat.clone()
-        if self.walk.step:
+        there, first = self.flat.clone(), self.walk.first
+        if self.walk.step and (not first or self.step < first):
             there += self._line if self.walk.fixed else self._draw(self.step)
         for name, part in self.valley.views(there).items():
             if name in self._norms:
                 target = self.walk.pull * self._norms[name] if self.walk.pull else 0.0
                 if self.walk.hold:
                     part.mul_(self._norms[name] / part.norm())
-                if self.walk.shrink:
+                if self.walk.shrink and self.step >= first:
                     part.mul_(1.0 + self.walk.shrink * (target / part.norm() - 1.0))
         found = self.valley.settle(there, TOLERANCE)
         self.flat, self.step = found.weights, self.step + 1

@@ -14,7 +14,7 @@ import pandas as pd
 
 from grokutils.paper.judge.findings import over_networks
 from grokutils.paper.judge.stats import holm, sign_flip_p
-from grokutils.paper.mechanism.conditions import CONDITIONS, CONTROL, MNIST, PRIMARY, SOURCE_STEP, Path
+from grokutils.paper.mechanism.conditions import CONDITIONS, CONTROL, MNIST, PRIMARY, Path
 from grokutils.records import record
 from grokutils.util import paths
 
@@ -123,7 +123,7 @@ def compare(here: pd.DataFrame, control: str = CONTROL) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each condition that begins where the control does, with ``seeds``, how many of them ``reached`` the displacement and the median ``most`` that
+    A row for each condition that is a walk from where the control begins, with ``seeds``, how many of them ``reached`` the displacement and the median ``most`` that
     they came to; over those that reached it the mean ``fall`` and the mean ``difference`` to the control's, each with
     its 95 % bootstrap interval over seeds (``_low``, ``_high``), ``n`` pairs, ``p`` (`sign_flip_p`), ``p_holm`` over
     all conditions, and ``verdict``, one of `VERDICTS`.
@@ -131,7 +131,7 @@ def compare(here: pd.DataFrame, control: str = CONTROL) -> pd.DataFrame:
     table, controls = [], here[(here.name == control) & here.reached].set_index("seed").fall
     for path in CONDITIONS:
         own = here[here.name == path.name]
-        if not len(own) or path.begin != SOURCE_STEP:
+        if not len(own) or path.topic == "repair":
             continue
         reached = own[own.reached].set_index("seed").fall
         row = {
