@@ -157,7 +157,7 @@ CONDITIONS = (
          walk=Walk(_SMALL, shrink=0.002), most=_WALKS),
     Path("walk-shrink-more", "contraction", "random walk, shrunk by 1 % a step",
          walk=Walk(_SMALL, shrink=0.01), most=_WALKS),
-    Path("shrink", "contraction", "no walk, shrunk by 1 % a step", walk=Walk(0.0, shrink=0.01), most=150),
+    Path("shrink", "contraction", "no walk, shrunk by 1 % a step", walk=Walk(0.0, shrink=0.01), most=120),
     Path("walk-shrink-most", "contraction", "random walk, half the step, shrunk by 1 % a step",
          walk=Walk(_SMALL / 2, shrink=0.01), most=600, added=_SEEN_REPAIR),
     Path("adam-pull", "contraction", "Adam, pulled to 0.7 of the norm", hooks=(PullNorm(to=0.7, rate=1e-4),)),
@@ -172,10 +172,10 @@ CONDITIONS = (
          hooks=(OnlyPixels(unused="shrunk", rate=1e-4),)),
     # -- what was lost, and contraction from there
     Path("repair", "repair", "from collapsed weights: no walk, shrunk by 1 % a step",
-         walk=Walk(0.0, shrink=0.01), most=150, begin=_COLLAPSED,
+         walk=Walk(0.0, shrink=0.01), most=120, begin=_COLLAPSED,
          added="2026-11-25, when the control and decay had been seen on one seed"),
     Path("line-repair", "repair", "one random direction to 0.5, then shrunk by 1 % a step",
-         walk=Walk(_SMALL, fixed=True, shrink=0.01, first=13), most=150, added=_SEEN_REPAIR),
+         walk=Walk(_SMALL, fixed=True, shrink=0.01, first=13), most=120, added=_SEEN_REPAIR),
     Path("adam-repair", "repair", "from collapsed weights: Adam with weight decay 0.01", {"weight_decay": 0.01},
          most=30_000, begin=_COLLAPSED, added=_SEEN_REPAIR),
     # -- Adam's step

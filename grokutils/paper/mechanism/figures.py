@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from grokutils.paper.kit.figures import style
 from grokutils.paper.mechanism.conditions import CONTROL, PRIMARY, TOPICS, condition
 
-__all__ = ["curve", "difference_dots", "falls", "fingerprints", "on_the_line"]
+__all__ = ["curve", "difference_dots", "falls", "fingerprints", "on_the_line", "repairs"]
 
 _WIDTH = 7.2
 #: Colours that colour-blind readers can tell apart (petroff10), the control's apart.
@@ -139,6 +139,45 @@ def fingerprints(
     return figure
 
 
+def repairs(rows: pd.DataFrame, names: Sequence[str], columns: Sequence[tuple[str, str]]) -> Figure:
+    """Contraction after the fall: quantities over the norm, which falls from right to left.
+
+    Lines are medians over seeds, bands their middle half; dotted: the weights that the loss of accuracy began with.
+
+    Parameters
+    ----------
+    rows : of `grokutils.paper.mechanism.study.paths_frame`
+    names : of conditions
+    columns : of the record, and what they are called
+    """
+    grokked = rows[(rows.name == CONTROL) & (rows.step == 0)]
+    with style():
+        figure, panels = plt.subplots(1, len(columns), figsize=(_WIDTH, 2.7), squeeze=False)
+        for axes, (column, label) in zip(panels[0], columns, strict=True):
+            for name, color in zip(names, _COLORS, strict=False):
+                own = rows[rows.name == name]
+                if not len(own):
+                    continue
+                # only what has shrunk counts, not the walk before it
+                own = own.assign(shrunk=1 - own.norm / own.groupby("seed").norm.transform("max"))
+                own = own[own.index >= own.groupby("seed").norm.transform("idxmax")]
+                found = curve(own, column, "shrunk", 0.05)
+                found = found[found.notna().sum(axis=1) >= max(1, found.shape[1] / 2)]
+                norm, middle = 1 - found.index.to_numpy(), found.median(axis=1)
+                axes.plot(norm, middle, color=color, lw=1.8, label=condition(name).says)
+                if found.shape[1] > 2:
+                    axes.fill_between(norm, found.quantile(0.25, axis=1), found.quantile(0.75, axis=1), color=color,
+                                      alpha=0.15, lw=0)  # fmt: skip
+            if len(grokked):
+                axes.axhline(grokked[column].median(), color=_CONTROL, ls=":", lw=1)
+            axes.set_title(label, fontsize=9)
+            axes.invert_xaxis()
+        panels[0, 0].legend(fontsize=6, frameon=False, loc="lower right")
+        figure.supxlabel("norm of the matrices / their largest on the path", fontsize=9)
+    plt.close(figure)
+    return figure
+
+
 def on_the_line(lines: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Accuracies on the straight line from the fork through where a path ended, and half as far beyond: medians over
     seeds, bands their middle half."""
@@ -185,6 +224,6 @@ def difference_dots(compared: pd.DataFrame, here: pd.DataFrame, at: float = PRIM
                 axes.axvline(100 * row.fall, color="0.35", ls=":", lw=1)
         axes.axvline(0, color="0.6", lw=0.8)
         axes.set_yticks(range(len(shown)), [f"{row.says} ({row.reached})" for row in shown.itertuples()], fontsize=8)
-        axes.set(ylim=(-0.6, max(len(shown), 1) - 0.4), xlabel=f"test accuracy lost where the weights have come to {at:g}, points")
+        axes.set(ylim=(-0.6, max(len(shown), 1) - 0.4), xlabel=f"test accuracy lost at {at:g}, points")
     plt.close(figure)
     return figure

@@ -50,6 +50,9 @@ def gather() -> None:
         for path in (*CONDITIONS, *MNIST):
             for folder in sorted((root / path.name).glob("*")):
                 _take(stored, path.name, int(folder.name), folder)
+            rows = stored["rows"]  # a path may have been followed further under an earlier plan
+            if len(rows) and not path.saved:
+                stored["rows"] = rows[(rows.name != path.name) | (rows.step <= path.most)]
         for kind, frame in stored.items():
             if len(frame):
                 order = [c for c in ("name", "seed", "until", "step", "share", "loss_below") if c in frame]
