@@ -13,12 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grokutils.paper.kit.figures import style
+from grokutils.paper.kit.figures import WIDTH, figure
 from grokutils.paper.mechanism.conditions import CONTROL, PRIMARY, TOPICS, condition
 
 __all__ = ["curve", "difference_dots", "falls", "fingerprints", "on_the_line", "repairs"]
 
-_WIDTH = 7.2
 #: Colours that colour-blind readers can tell apart (petroff10), the control's apart.
 _COLORS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59", "#e76300", "#94a4a2", "#b9ac70", "#717581", "#92dadd")
 _CONTROL = "#202020"
@@ -58,6 +57,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, column: str, by: str, color: str, labe
         axes.fill_between(middle.index, low, high, color=color, alpha=0.15, lw=0)
 
 
+@figure
 def falls(
     rows: pd.DataFrame, panels: Sequence[Sequence[str]], titles: Sequence[str], by: str = "displacement", most: float = 0.8
 ) -> Figure:
@@ -75,27 +75,25 @@ def falls(
     most : where the axis ends
     """
     rows = _lost(rows)
-    with style():
-        figure, grid = plt.subplots(
-            -(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False,
-            figsize=(_WIDTH, 0.5 + 2.9 * -(-len(panels) // 2)),
-        )  # fmt: skip
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        for axes, names, title in zip(grid.flat, panels, titles, strict=False):
-            for name, color in zip((CONTROL, *names), (_CONTROL, *_COLORS), strict=False):
-                own = rows[rows.name == name]
-                if len(own):
-                    _draw(axes, own, "lost", by, color, condition(name).says, most)
-            axes.axhline(0, color="0.6", lw=0.8)
-            axes.set_title(title, fontsize=9)
-            axes.legend(fontsize=6.5, frameon=False, loc="lower left")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("test accuracy lost, points")
-        figure.supxlabel(_LABELS[by], fontsize=9)
-        grid[0, 0].invert_yaxis()
-    plt.close(figure)
-    return figure
+    made, grid = plt.subplots(
+        -(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False,
+        figsize=(WIDTH, 0.5 + 2.9 * -(-len(panels) // 2)),
+    )  # fmt: skip
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, names, title in zip(grid.flat, panels, titles, strict=False):
+        for name, color in zip((CONTROL, *names), (_CONTROL, *_COLORS), strict=False):
+            own = rows[rows.name == name]
+            if len(own):
+                _draw(axes, own, "lost", by, color, condition(name).says, most)
+        axes.axhline(0, color="0.6", lw=0.8)
+        axes.set_title(title, fontsize=9)
+        axes.legend(fontsize=6.5, frameon=False, loc="lower left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy lost, points")
+    made.supxlabel(_LABELS[by], fontsize=9)
+    grid[0, 0].invert_yaxis()
+    return made
 
 
 _LABELS = {
@@ -105,6 +103,7 @@ _LABELS = {
 }
 
 
+@figure
 def fingerprints(
     rows: pd.DataFrame, names: Sequence[str], columns: Sequence[tuple[str, str]], by: str = "lost", most: float = 12.0
 ) -> Figure:
@@ -121,24 +120,23 @@ def fingerprints(
     most : where the axis ends
     """
     rows = _lost(rows)
-    with style():
-        figure, grid = plt.subplots(
-            -(-len(columns) // 2), 2, sharex=True, squeeze=False, figsize=(_WIDTH, 0.4 + 2.5 * -(-len(columns) // 2))
-        )
-        for axes, (column, label) in zip(grid.flat, columns, strict=False):
-            for name, color in zip(names, (_CONTROL, *_COLORS), strict=False):
-                own = rows[rows.name == name]
-                if len(own):
-                    _draw(axes, own, column, by, color, condition(name).says, most)
-            axes.set_ylabel(label)
-            if column.startswith("alpha"):
-                axes.axhline(2, color="0.4", lw=1, ls="--")
-        grid[0, 0].legend(fontsize=6.5, frameon=False)
-        figure.supxlabel(_LABELS[by], fontsize=9)
-    plt.close(figure)
-    return figure
+    made, grid = plt.subplots(
+        -(-len(columns) // 2), 2, sharex=True, squeeze=False, figsize=(WIDTH, 0.4 + 2.5 * -(-len(columns) // 2))
+    )
+    for axes, (column, label) in zip(grid.flat, columns, strict=False):
+        for name, color in zip(names, (_CONTROL, *_COLORS), strict=False):
+            own = rows[rows.name == name]
+            if len(own):
+                _draw(axes, own, column, by, color, condition(name).says, most)
+        axes.set_ylabel(label)
+        if column.startswith("alpha"):
+            axes.axhline(2, color="0.4", lw=1, ls="--")
+    grid[0, 0].legend(fontsize=6.5, frameon=False)
+    made.supxlabel(_LABELS[by], fontsize=9)
+    return made
 
 
+@figure
 def repairs(rows: pd.DataFrame, names: Sequence[str], columns: Sequence[tuple[str, str]]) -> Figure:
     """Contraction after the fall: quantities over the norm, which falls from right to left.
 
@@ -151,56 +149,54 @@ def repairs(rows: pd.DataFrame, names: Sequence[str], columns: Sequence[tuple[st
     columns : of the record, and what they are called
     """
     grokked = rows[(rows.name == CONTROL) & (rows.step == 0)]
-    with style():
-        figure, panels = plt.subplots(1, len(columns), figsize=(_WIDTH, 2.7), squeeze=False)
-        for axes, (column, label) in zip(panels[0], columns, strict=True):
-            for name, color in zip(names, _COLORS, strict=False):
-                own = rows[rows.name == name]
-                if not len(own):
-                    continue
-                # only what has shrunk counts, not the walk before it
-                own = own.assign(shrunk=1 - own.norm / own.groupby("seed").norm.transform("max"))
-                own = own[own.index >= own.groupby("seed").norm.transform("idxmax")]
-                found = curve(own, column, "shrunk", 0.05)
-                found = found[found.notna().sum(axis=1) >= max(1, found.shape[1] / 2)]
-                norm, middle = 1 - found.index.to_numpy(), found.median(axis=1)
-                axes.plot(norm, middle, color=color, lw=1.8, label=condition(name).says)
-                if found.shape[1] > 2:
-                    axes.fill_between(norm, found.quantile(0.25, axis=1), found.quantile(0.75, axis=1), color=color,
-                                      alpha=0.15, lw=0)  # fmt: skip
-            if len(grokked):
-                axes.axhline(grokked[column].median(), color=_CONTROL, ls=":", lw=1)
-            axes.set_title(label, fontsize=9)
-            axes.invert_xaxis()
-        panels[0, 0].legend(fontsize=6, frameon=False, loc="lower right")
-        figure.supxlabel("norm of the matrices / their largest on the path", fontsize=9)
-    plt.close(figure)
-    return figure
+    made, panels = plt.subplots(1, len(columns), figsize=(WIDTH, 2.7), squeeze=False)
+    for axes, (column, label) in zip(panels[0], columns, strict=True):
+        for name, color in zip(names, _COLORS, strict=False):
+            own = rows[rows.name == name]
+            if not len(own):
+                continue
+            # only what has shrunk counts, not the walk before it
+            own = own.assign(shrunk=1 - own.norm / own.groupby("seed").norm.transform("max"))
+            own = own[own.index >= own.groupby("seed").norm.transform("idxmax")]
+            found = curve(own, column, "shrunk", 0.05)
+            found = found[found.notna().sum(axis=1) >= max(1, found.shape[1] / 2)]
+            norm, middle = 1 - found.index.to_numpy(), found.median(axis=1)
+            axes.plot(norm, middle, color=color, lw=1.8, label=condition(name).says)
+            if found.shape[1] > 2:
+                axes.fill_between(norm, found.quantile(0.25, axis=1), found.quantile(0.75, axis=1), color=color,
+                                  alpha=0.15, lw=0)  # fmt: skip
+        if len(grokked):
+            axes.axhline(grokked[column].median(), color=_CONTROL, ls=":", lw=1)
+        axes.set_title(label, fontsize=9)
+        axes.invert_xaxis()
+    panels[0, 0].legend(fontsize=6, frameon=False, loc="lower right")
+    made.supxlabel("norm of the matrices / their largest on the path", fontsize=9)
+    return made
 
 
+@figure
 def on_the_line(lines: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Accuracies on the straight line from the fork through where a path ended, and half as far beyond: medians over
     seeds, bands their middle half."""
-    with style():
-        figure, panels = plt.subplots(1, 2, sharex=True, figsize=(_WIDTH, 2.9))
-        for axes, column in zip(panels, ("train_accuracy", "test_accuracy"), strict=True):
-            for name, color in zip(names, (_CONTROL, *_COLORS), strict=False):
-                own = lines[lines.name == name]
-                if not len(own):
-                    continue
-                own = own[own["until"] == own.groupby("seed")["until"].transform("max")]
-                over = own.groupby("share")[column]
-                middle = over.median()
-                axes.plot(middle.index, middle, color=color, lw=1.8, label=condition(name).says)
-                axes.fill_between(middle.index, over.quantile(0.25), over.quantile(0.75), color=color, alpha=0.15, lw=0)
-            axes.axvline(1, color="0.6", lw=0.8)
-            axes.set(xlabel="way from the fork (0) to the end of the path (1)", ylabel=column.replace("_", "ing ", 1)
-                     if column.startswith("train") else "test accuracy")  # fmt: skip
-        panels[0].legend(fontsize=6.5, frameon=False, loc="lower left")
-    plt.close(figure)
-    return figure
+    made, panels = plt.subplots(1, 2, sharex=True, figsize=(WIDTH, 2.9))
+    for axes, column in zip(panels, ("train_accuracy", "test_accuracy"), strict=True):
+        for name, color in zip(names, (_CONTROL, *_COLORS), strict=False):
+            own = lines[lines.name == name]
+            if not len(own):
+                continue
+            own = own[own["until"] == own.groupby("seed")["until"].transform("max")]
+            over = own.groupby("share")[column]
+            middle = over.median()
+            axes.plot(middle.index, middle, color=color, lw=1.8, label=condition(name).says)
+            axes.fill_between(middle.index, over.quantile(0.25), over.quantile(0.75), color=color, alpha=0.15, lw=0)
+        axes.axvline(1, color="0.6", lw=0.8)
+        axes.set(xlabel="way from the fork (0) to the end of the path (1)", ylabel=column.replace("_", "ing ", 1)
+                 if column.startswith("train") else "test accuracy")  # fmt: skip
+    panels[0].legend(fontsize=6.5, frameon=False, loc="lower left")
+    return made
 
 
+@figure
 def difference_dots(compared: pd.DataFrame, here: pd.DataFrame, at: float = PRIMARY) -> Figure:
     """The fall of every path where it has come as far, and the mean of each condition with its 95 % interval; dotted: the
     control's mean.
@@ -211,19 +207,17 @@ def difference_dots(compared: pd.DataFrame, here: pd.DataFrame, at: float = PRIM
     at : how far, for the label
     """
     shown = compared[compared.reached > 0].iloc[::-1]
-    with style():
-        figure, axes = plt.subplots(figsize=(_WIDTH, 0.7 + 0.24 * max(len(shown), 1)))
-        for y, row in enumerate(shown.itertuples()):
-            color = _TOPIC_COLORS[row.topic]
-            own = 100 * here[(here.name == row.name) & here.reached].fall
-            axes.plot(own, np.full(len(own), y), "o", ms=3.5, alpha=0.35, color=color, mec="none")
-            if np.isfinite(row.fall_low):
-                axes.plot([100 * row.fall_low, 100 * row.fall_high], [y, y], color=color, lw=2.2)
-            axes.plot([100 * row.fall], [y], "o", ms=6, color=color, mec="white", mew=0.8)
-            if row.name == CONTROL:
-                axes.axvline(100 * row.fall, color="0.35", ls=":", lw=1)
-        axes.axvline(0, color="0.6", lw=0.8)
-        axes.set_yticks(range(len(shown)), [f"{row.says} ({row.reached})" for row in shown.itertuples()], fontsize=8)
-        axes.set(ylim=(-0.6, max(len(shown), 1) - 0.4), xlabel=f"test accuracy lost at {at:g}, points")
-    plt.close(figure)
-    return figure
+    made, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.24 * max(len(shown), 1)))
+    for y, row in enumerate(shown.itertuples()):
+        color = _TOPIC_COLORS[row.topic]
+        own = 100 * here[(here.name == row.name) & here.reached].fall
+        axes.plot(own, np.full(len(own), y), "o", ms=3.5, alpha=0.35, color=color, mec="none")
+        if np.isfinite(row.fall_low):
+            axes.plot([100 * row.fall_low, 100 * row.fall_high], [y, y], color=color, lw=2.2)
+        axes.plot([100 * row.fall], [y], "o", ms=6, color=color, mec="white", mew=0.8)
+        if row.name == CONTROL:
+            axes.axvline(100 * row.fall, color="0.35", ls=":", lw=1)
+    axes.axvline(0, color="0.6", lw=0.8)
+    axes.set_yticks(range(len(shown)), [f"{row.says} ({row.reached})" for row in shown.itertuples()], fontsize=8)
+    axes.set(ylim=(-0.6, max(len(shown), 1) - 0.4), xlabel=f"test accuracy lost at {at:g}, points")
+    return made

@@ -32,7 +32,7 @@ from grokutils.paper.mechanism.conditions import (
     Walk,
 )
 from grokutils.paper.mechanism.valley import Valley
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.record import load_record
 from grokutils.training.hooks import check_hooks
 from grokutils.util import paths
@@ -291,7 +291,7 @@ def follow(path: Path, seed: int, until: float, stop: Callable[[], bool] = lambd
     RecordError : the path is being followed by another process, or its files are damaged.
     """
     folder = folder_of(path, seed)
-    with record.locked(folder):
+    with files.locked(folder):
         return _Followed(path, seed, folder).go(until, stop)
 
 
@@ -413,32 +413,32 @@ class _Followed:
         losses.insert(0, "loss_below", [*LOSS_EDGES, 0])
         losses.insert(0, "seed", self.seed)
         losses.insert(0, "name", self.path.name)
-        record.write_parquet(self.folder / "rows.parquet", pd.DataFrame(self.rows))
-        record.write_parquet(self.folder / "losses.parquet", losses)
+        files.write_parquet(self.folder / "rows.parquet", pd.DataFrame(self.rows))
+        files.write_parquet(self.folder / "losses.parquet", losses)
         if self.lines:
-            record.write_parquet(self.folder / "lines.parquet", pd.DataFrame(self.lines))
+            files.write_parquet(self.folder / "lines.parquet", pd.DataFrame(self.lines))
         state = {
             **self.stepper.state(), "own/point": self.chords[0], "own/chord": self.chords[1],
             "own/last": self.last, "own/far": np.array([*self.levels, self.before]), "own/bins": self.bins,
         }  # fmt: skip
         about = {"step": str(self.stepper.step), "path": self.path.identity, "rows": str(len(self.rows))}
-        record.write_tensors(self.folder / "state.safetensors", state, about)
+        files.write_tensors(self.folder / "state.safetensors", state, about)
 
     def _load(self) -> None:
         if not (self.folder / "state.safetensors").is_file():
             return
-        state, about = record.read_tensors(self.folder / "state.safetensors")
+        state, about = files.read_tensors(self.folder / "state.safetensors")
         if about["path"] != self.path.identity:
-            raise record.RecordError(f"{self.folder} holds another path of this name; move it away.")
+            raise files.RecordError(f"{self.folder} holds another path of this name; move it away.")
         self.chords = [state.pop("own/point"), state.pop("own/chord")]
         self.last, self.bins = state.pop("own/last"), np.array(state.pop("own/bins"))
         *levels, self.before = (float(x) for x in state.pop("own/far"))
         self.levels = np.array(levels)
         self.stepper.load_state(state, int(about["step"]))
         # rows are written before the state: those of a save that was cut off are taken again
-        self.rows = record.read_parquet(self.folder / "rows.parquet").to_dict("records")[: int(about["rows"])]
+        self.rows = files.read_parquet(self.folder / "rows.parquet").to_dict("records")[: int(about["rows"])]
         if (self.folder / "lines.parquet").is_file():
-            self.lines = record.read_parquet(self.folder / "lines.parquet").to_dict("records")
+            self.lines = files.read_parquet(self.folder / "lines.parquet").to_dict("records")
 
 
 def _log_spaced(k: int) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 from grokutils.paper.judge.findings import over_networks
 from grokutils.paper.judge.stats import holm, sign_flip_p
 from grokutils.paper.mechanism.conditions import CONDITIONS, CONTROL, MNIST, PRIMARY, Path
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.util import paths
 
 __all__ = ["SAME", "SPAN", "VERDICTS", "at", "compare", "done", "gather", "paths_frame", "shapes", "when_fallen"]
@@ -38,14 +38,14 @@ def done(path: Path, seed: int, until: float) -> bool:
 
 def _stored(kind: str) -> pd.DataFrame:
     file = paths.run_dir(OUT) / f"{kind}.parquet"
-    return record.read_parquet(file) if file.is_file() else pd.DataFrame()
+    return files.read_parquet(file) if file.is_file() else pd.DataFrame()
 
 
 def gather() -> None:
     """Put what lies under ``runs/mechanism/`` into the records: whichever of two of one path reaches further."""
     root: Folder = paths.run_dir("mechanism")
     target = paths.run_dir(OUT)
-    with record.locked(target):
+    with files.locked(target):
         stored = {kind: _stored(kind) for kind in FRAMES}
         for path in (*CONDITIONS, *MNIST):
             for folder in sorted((root / path.name).glob("*")):
@@ -56,13 +56,13 @@ def gather() -> None:
         for kind, frame in stored.items():
             if len(frame):
                 order = [c for c in ("name", "seed", "until", "step", "share", "loss_below") if c in frame]
-                record.write_parquet(target / f"{kind}.parquet", _small(frame.sort_values(order)))
+                files.write_parquet(target / f"{kind}.parquet", _small(frame.sort_values(order)))
 
 
 def _take(stored: dict[str, pd.DataFrame], name: str, seed: int, folder: Folder) -> None:
     if not (folder / "rows.parquet").is_file():
         return
-    new = {kind: record.read_parquet(folder / f"{kind}.parquet") for kind in FRAMES
+    new = {kind: files.read_parquet(folder / f"{kind}.parquet") for kind in FRAMES
            if (folder / f"{kind}.parquet").is_file()}  # fmt: skip
     old = stored["rows"]
     if len(old) and new["rows"].step.max() < old[(old.name == name) & (old.seed == seed)].step.max():
