@@ -32,6 +32,7 @@ from benchmarks import diagnostics as benchmark
 from grokutils import DataError, Record, RecordError, RunConfig, diagnose, load_record, train
 from grokutils.cli import main
 from grokutils.experiment import data
+from grokutils.records import files as record_files
 from grokutils.records import record as record_module
 from grokutils.records.analysis import NotKept, analyze_record
 from grokutils.records.phases import lead_times
@@ -545,8 +546,9 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path, suffix):
         path.write_bytes(pickle.dumps(Tripwire(mark)))
     else:
         torch.save({"w": torch.ones(20, 20), "x": Tripwire(mark)}, path)
-    with pytest.raises(ValueError, match="is no safetensors file .* can run code; save yours with safetensors"):
+    with pytest.raises(ValueError, match="is no safetensors file .* can run code; save yours with safetensors.torch.save_model") as said:
         diagnose(path)
+    assert "if you trust it, diagnose(torch.load(path, weights_only=False))" in str(said.value)
     assert not mark.exists()
 
 
@@ -845,7 +847,7 @@ def test_a_record_keeps_whole_seeds_only(record):
 
 
 def test_a_record_in_use_is_analysed_without_keeping_it(record):
-    with record_module.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
+    with record_files.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
         found = analyze_record(record, **FAST)
     assert len(said) == 1 and len(found.diagnostics) == 3 * len(record.steps_saved) and not files(record)
     same(analyze_record(record, **FAST).diagnostics, found.diagnostics)
@@ -901,7 +903,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         analyze_record(load_record(record.folder, until=3), **FAST)
     if before == "other options":
         analyze_record(record, **{**FAST, "seed": 9})
-    write = record_module.write_parquet
+    write = record_files.write_parquet
 
     def crash(path, frame):
         if path.stem == broken:
@@ -909,7 +911,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         write(path, frame)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(record_module, "write_parquet", crash)
+        patched.setattr(record_files, "write_parquet", crash)
         analyze_record(record, **FAST)
     again = analyze_record(record, **FAST)
     for name in ("diagnostics", "spectra", "baselines"):
@@ -975,7 +977,8 @@ def test_rows_whose_weights_are_gone_are_kept(record, computed):
 def test_a_diverged_member_is_undetermined(record):
     weights = record.weights(8)
     weights["fc2.weight"][0, 0] = np.nan
-    record_module.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, {})
+    marks = {"identity": record.config.identity, "step": "8"}
+    record_files.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, marks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = analyze_record(record, **FAST)
@@ -1106,6 +1109,9 @@ def test_a_run_by_its_name(trained, runs, capsys):
         status, out, complaint = run(capsys, "tiny", "--json", "--shuffles", 2, *arguments)
         assert status == 0 and (not complaint or "spectra of tiny" in complaint)
         rows[arguments] = json.loads(out)
+    biases = {"fc1.bias", "fc2.bias", "fc3.bias"}
+    for found in rows.values():  # what was not measured comes last
+        assert {entry["name"] for entry in found.pop()["not_measured"]} == biases
     assert [row["step"] for row in rows[()]] == [8] * 3 and [row["step"] for row in rows[("--step", 3)]] == [3] * 3
     assert [row["step"] for row in rows[("--all-steps",)]] == [s for s in record.steps_saved for _ in range(3)]
     assert rows[("--all-steps",)][-3:] == rows[()]
@@ -1119,7 +1125,9 @@ def test_a_run_by_its_name(trained, runs, capsys):
     [
         (["nowhere"], 1, "there is no record 'nowhere'"),
         (["nowhere.safetensors"], 1, "there is no file nowhere.safetensors."),
-        (["{pickle}"], 2, "is no safetensors file"),
+        (["{pickle}"], 2, "is no safetensors file but a PyTorch file of objects"),
+        (["{folder}/nowhere"], 1, "there is no file "),
+        (["{folder}"], 2, "is a folder; name a .safetensors file in it"),
         (["tiny", "--step", "7"], 2, "step 7 of tiny was not saved; the nearest saved one is"),
         (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0; got -1."),
         (["tiny", "--step", "3", "--all-steps"], 2, "give --step or --all-steps, not both."),
@@ -1130,8 +1138,8 @@ def test_a_run_by_its_name(trained, runs, capsys):
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, status, said, trained, runs, tmp_path, capsys):
     shutil.copytree(trained, runs / "tiny")
-    torch.save({"w": torch.ones(3, 3)}, tmp_path / "x.pt")
-    places = {"pickle": tmp_path / "x.pt", "file": record_module.checkpoint_path(runs / "tiny", 8)}
+    torch.save({"w": torch.ones(3, 3), "x": Tripwire(tmp_path / "mark")}, tmp_path / "x.pt")
+    places = {"pickle": tmp_path / "x.pt", "folder": tmp_path, "file": record_module.checkpoint_path(runs / "tiny", 8)}
     got, out, complaint = run(capsys, *(argument.format(**places) for argument in arguments))
     assert got == status and out == "" and said in complaint and "Traceback" not in complaint
     if "usage" not in complaint:
