@@ -411,3 +411,22 @@ def test_the_page_works_on_few_records_and_on_all(records):
     shutil.copytree(ROOT / "results" / "mechanism", records, dirs_exist_ok=True)
     text, values = said(records)
     assert "nan" not in text and not any(value.empty for value in values if isinstance(value, pd.DataFrame))
+
+
+def test_what_the_page_says_in_words_holds_in_the_records():
+    rows = study.paths_frame()
+    moved = study.compare(study.at(rows)).set_index("name")
+    rotated = study.compare(study.at(rows, by="rotation")).set_index("name")
+    # a path without an optimiser loses, and no less than Adam's
+    for name in ("walk", "line", "line-layers"):
+        assert moved.fall_low[name] > 0 and moved.difference_low[name] > 0
+    # contraction gains, with an optimiser or without
+    for name in ("adam-decay", "walk-shrink-most"):
+        assert rotated.fall_high[name] < 0 and rotated.difference_high[name] < 0
+    repair = rows[rows.name == "repair"].sort_values("step").groupby("seed")
+    assert (repair.test_settled.last() > repair.test_settled.first()).all()
+    assert (repair.alpha_fc1.last() - repair.alpha_fc1.first()).abs().median() < 0.1
+    # alpha falls on Adam's path and on no random one
+    fallen = study.when_fallen(rows, 0.05).groupby("name").alpha_fc1.median()
+    fork = rows[(rows.name == CONTROL) & (rows.step == 0)].alpha_fc1.median()
+    assert fallen[CONTROL] < fork - 0.5 and (fallen[["walk", "line", "line-layers"]] > fork - 0.25).all()

@@ -105,6 +105,8 @@ class Path:
     begin: int = SOURCE_STEP
     #: Which of several draws of a walk of the same seed.
     draw: int = 0
+    #: Whether it is followed until its steps are used up, however far it has come.
+    whole: bool = False
     #: Whether it is only read off the weights that its record has saved.
     saved: bool = False
     #: When it was added, and after what had been seen, if after the plan.
@@ -113,7 +115,7 @@ class Path:
     @property
     def identity(self) -> str:
         """What makes it another path than the next: all that is not as usual, but its names and when it is given up."""
-        said = _unusual(self, aside=("name", "topic", "says", "most", "added"))
+        said = _unusual(self, aside=("name", "topic", "says", "most", "whole", "added"))
         return repr(said | ({"walk": _unusual(self.walk)} if self.walk else {}))
 
 
@@ -172,12 +174,12 @@ CONDITIONS = (
          hooks=(OnlyPixels(unused="shrunk", rate=1e-4),)),
     # -- what was lost, and contraction from there
     Path("repair", "repair", "from collapsed weights: no walk, shrunk by 1 % a step",
-         walk=Walk(0.0, shrink=0.01), most=120, begin=_COLLAPSED,
+         walk=Walk(0.0, shrink=0.01), most=120, whole=True, begin=_COLLAPSED,
          added="2026-11-25, when the control and decay had been seen on one seed"),
     Path("line-repair", "repair", "one random direction to 0.5, then shrunk by 1 % a step",
-         walk=Walk(_SMALL, fixed=True, shrink=0.01, first=13), most=120, added=_SEEN_REPAIR),
+         walk=Walk(_SMALL, fixed=True, shrink=0.01, first=13), most=120, whole=True, added=_SEEN_REPAIR),
     Path("adam-repair", "repair", "from collapsed weights: Adam with weight decay 0.01", {"weight_decay": 0.01},
-         most=30_000, begin=_COLLAPSED, added=_SEEN_REPAIR),
+         most=30_000, whole=True, begin=_COLLAPSED, added=_SEEN_REPAIR),
     # -- Adam's step
     Path("cap", "adam", "update's RMS capped at 3 % of the rate", hooks=(CapSteps(rms=3e-4),)),
     Path("lr-double", "adam", "twice the learning rate", {"learning_rate": 2e-2}),
@@ -211,7 +213,7 @@ MNIST = (
     Path("mnist-line-layers", says="MNIST: one random direction, Adam's shares",
          walk=Walk(_SMALL, fixed=True, direction="layers"), most=40, **_MNIST),
     Path("mnist-repair", says="MNIST: from collapsed weights, no walk, shrunk by 2 % a step",
-         walk=Walk(0.0, shrink=0.02), most=60, **_MNIST | {"begin": 3_758_374}),
+         walk=Walk(0.0, shrink=0.02), most=60, whole=True, **_MNIST | {"begin": 3_758_374}),
 )  # fmt: skip
 
 

@@ -344,7 +344,7 @@ class _Followed:
     def _outcome(self, until: float) -> str | None:
         if not np.isfinite(self.before):
             return "lost"
-        if self.levels.min() >= until:
+        if self.levels.min() >= until and not self.path.whole:
             return "reached"
         if self.path.saved:
             return "censored" if self.stepper.at_end else None

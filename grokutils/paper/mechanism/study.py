@@ -33,7 +33,8 @@ def done(path: Path, seed: int, until: float) -> bool:
     """Whether a path has been gathered as far as this, or has used up its steps."""
     rows = _stored("rows")
     own = rows[(rows.name == path.name) & (rows.seed == seed)] if len(rows) else rows
-    return bool(len(own) and (own.reached.max() >= until - 1e-6 or own.step.max() >= path.most))
+    reached = len(own) and not path.whole and own.reached.max() >= until - 1e-6
+    return bool(reached or len(own) and own.step.max() >= path.most)
 
 
 def _stored(kind: str) -> pd.DataFrame:
