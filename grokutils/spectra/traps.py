@@ -286,6 +286,12 @@ def _margin(edge: float, Q: float, M: int) -> float:
     return np.sqrt(1 / np.sqrt(Q) * np.power(edge, 2 / 3) * np.power(M, -2 / 3))
 
 
+def bulk_threshold(Q: float, M: int) -> float:
+    """What a trap exceeds by ``method="bulk"``, for a bulk with sigma 1."""
+    high = mp_support(Q)[1]
+    return float(high + _margin(high, Q, M))
+
+
 def _bulk_edges(x: np.ndarray, Q: float, M: int):
     """sigma_mp, edges and threshold of every row, from one sigma for all."""
     unit = x.mean(axis=1)
@@ -294,7 +300,7 @@ def _bulk_edges(x: np.ndarray, Q: float, M: int):
     sigma = bulk_sigma(x / unit[:, None], Q)
     low, high = mp_support(Q)
     scale = sigma**2 * unit
-    return np.full(len(x), sigma), scale * low, scale * high, scale * (high + _margin(high, Q, M))
+    return np.full(len(x), sigma), scale * low, scale * high, scale * bulk_threshold(Q, M)
 
 
 def _weightwatcher_edges(x: np.ndarray, Q: float, M: int):
