@@ -18,7 +18,7 @@ from grokutils.records.analysis import analyze_record
 from grokutils.records.phases import find_phases
 from grokutils.records.record import Record, RecordError, list_records, load_record, publish
 from grokutils.spectra.diagnose import diagnose
-from grokutils.spectra.table import harm_text, table
+from grokutils.spectra.table import as_json, harm_text, table
 from grokutils.spectra.traps import METHODS
 from grokutils.training.schedule import SAVES_PER_DECADE
 from grokutils.training.train import TrainingDiverged, TrainingInterrupted, train
@@ -34,6 +34,9 @@ _ASIDE = {"recipe_name", "seed", "weight_decay", "steps"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 could not be done, 2 misused, 130 interrupted."""
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names from files that the terminal's encoding lacks are written out
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = arguments.run(arguments)
         sys.stdout.flush()
@@ -190,7 +193,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         method=arguments.method,
         ks_draws=400 if arguments.json or arguments.all_steps else 0,  # the table does not show them
     )
-    text = frame.to_json(orient="records", indent=1, double_precision=15) if arguments.json else table(frame)
+    text = as_json(frame) if arguments.json else table(frame)
     if arguments.harmful and not arguments.json:
         text += "\n\n" + harm_text(frame)
     print(text)

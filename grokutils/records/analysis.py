@@ -207,7 +207,7 @@ class _Work:
                 except RecordError as error:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
                 if stored.attrs.get("grokutils") == self.stamp[name]:
-                    frame = stored[_COLUMNS[name]]
+                    frame = stored.reindex(columns=_COLUMNS[name])  # an older record may lack a column
                 else:
                     lost |= not set(stored.get("step", ())) <= saved
             frames[name] = frame
