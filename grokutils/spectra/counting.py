@@ -37,7 +37,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from grokutils.spectra.alpha import CUTOFF, as_matrix, esd
 from grokutils.spectra.marchenko_pastur import bulk_sigma, mp_middle_mean
-from grokutils.spectra.traps import bulk_threshold, count_traps
+from grokutils.spectra.traps import bulk_threshold, count_traps, gram_eigenvalues
 from grokutils.util.progress import tqdm
 
 __all__ = ["TrapCount", "count_without_spectra", "gram_spectrum", "random_placement"]
@@ -190,25 +190,30 @@ def gram_spectrum(W, cutoff: float | str = CUTOFF) -> np.ndarray:
     They are those of the smaller Gram matrix, in float64 whatever the type of the weights. That squares the rounding
     errors: what lies below M eps times the largest eigenvalue is lost, and is set to zero. Where that is more than a
     hundredth of the ``cutoff`` that a fit will use, and for small matrices, it is `esd` after all.
+
+    ``W`` may also be a function that returns the matrix, which is then not kept; it may be called twice.
     """
-    A = as_real_matrix(W)
+    read = W if callable(W) else lambda: W
+    A = as_real_matrix(read())
     if min(A.shape) < SMALL:
         return esd(A)
     G = _gram64(A)
+    del A
     if not np.isfinite(G).all():
-        return esd(A)  # says how large its entries are
+        return esd(read())  # says how large its entries are
     eigenvalues = _eigenvalues(G)
+    del G
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
     if cutoff != "relative" and rounding > 0.01 * cutoff:
-        return esd(A)
+        return esd(read())
     return np.where(eigenvalues > rounding, eigenvalues, 0.0)
 
 
 def _norm(A: np.ndarray) -> float:
-    return math.sqrt(sum(float(np.square(rows, dtype=np.float64).sum()) for rows in _row_blocks(A)))
+    return math.sqrt(sum(float(np.square(rows, dtype=np.float64).sum()) for rows in row_blocks(A)))
 
 
-def _row_blocks(A: np.ndarray):
+def row_blocks(A: np.ndarray):
     """Slices of a few megabytes, for what is done in float64 to a matrix that is not."""
     step = max(1, (1 << 20) // A.shape[1])
     return (A[start : start + step] for start in range(0, A.shape[0], step))
@@ -239,8 +244,10 @@ def _eigenvalues(G: np.ndarray) -> np.ndarray:
 def _by_spectra(placed, shape: tuple[int, int], shuffles: int) -> TrapCount:
     M = min(shape)
     eigenvalues = np.empty((shuffles, M))
-    for s in tqdm(range(shuffles), desc="spectra in float64", delay=3, leave=False):
-        eigenvalues[s] = np.maximum(_eigenvalues(_gram64(placed(s))), 0.0)
+    for s in tqdm(range(shuffles), desc="spectra in float64", delay=3, leave=False, disable=shuffles == 1):
+        x = np.maximum(_eigenvalues(_gram64(placed(s))), 0.0)
+        lost = M * np.finfo(np.float64).eps * x[-1] > 1e-3 * x[M // 4]  # what the Gram matrix does not show
+        eigenvalues[s] = gram_eigenvalues(placed(s).astype(np.float64)) if lost else x
     found = count_traps(eigenvalues, shape)
     strength = eigenvalues[:, -1] / found.threshold
     return _result(shape, found.counts, float(found.sigma_mp[0]), 0.0, strength, "spectra in float64", found.reason)
@@ -268,13 +275,13 @@ def _gram32(B: np.ndarray) -> tuple[np.ndarray, float]:
     product, which is measured in random directions in float64, and from B's own to float32."""
     X = B.astype(np.float32, copy=False)
     G = X.T @ X
-    cast = 0.0 if X is B else math.sqrt(sum(_norm(b - x) ** 2 for b, x in zip(_row_blocks(B), _row_blocks(X), strict=True)))
+    cast = 0.0 if X is B else math.sqrt(sum(_norm(b - x) ** 2 for b, x in zip(row_blocks(B), row_blocks(X), strict=True)))
     Z = np.random.default_rng(0).normal(size=(G.shape[0], 8))
     exact = np.zeros_like(Z)
-    for rows in _row_blocks(X):
+    for rows in row_blocks(X):
         rows = rows.astype(np.float64)
         exact += rows.T @ (rows @ Z)
-    done = np.concatenate([rows.astype(np.float64) @ Z for rows in _row_blocks(G)])
+    done = np.concatenate([rows.astype(np.float64) @ Z for rows in row_blocks(G)])
     frobenius = np.linalg.norm(done - exact) / math.sqrt(Z.shape[1])
     return G, 4.0 * float(frobenius) + 2.0 * cast * math.sqrt(float(np.trace(G, dtype=np.float64)))
 
@@ -283,7 +290,7 @@ def _by_float32_spectra(placed, shape: tuple[int, int], shuffles: int) -> TrapCo
     """Counts from all eigenvalues in float32; None if rounding could decide one."""
     N, M = max(shape), min(shape)
     eigenvalues, error = np.empty((shuffles, M)), np.empty(shuffles)
-    for s in tqdm(range(shuffles), desc="spectra in float32", delay=3, leave=False):
+    for s in tqdm(range(shuffles), desc="spectra in float32", delay=3, leave=False, disable=shuffles == 1):
         G, gram_error = _gram32(placed(s))
         eigenvalues[s] = _eigenvalues(G)
         error[s] = M * _EPS * eigenvalues[s, -1] + gram_error
@@ -334,7 +341,7 @@ def _by_certificates(placed, shape: tuple[int, int], shuffles: int) -> TrapCount
     """Counts that hold for every scale the spectra may have; None where they do not."""
     N, M = max(shape), min(shape)
     unit, parts = 0.0, []
-    for s in tqdm(range(shuffles), desc="certificates", delay=3, leave=False):
+    for s in tqdm(range(shuffles), desc="certificates", delay=3, leave=False, disable=shuffles == 1):
         B = placed(s)
         unit = unit or _norm(B) ** 2 / M  # the mean eigenvalue, the same for all placements
         G, error = _gram32(B)

@@ -122,7 +122,7 @@ def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W", dty
         row = {
             "rows": matrix.shape[0],
             "columns": matrix.shape[1],
-            **_alpha(eigenvalues, options, dtype or (dtype_name(W) if hasattr(W, "dtype") else "")),
+            **alpha_columns(eigenvalues, options, dtype or (dtype_name(W) if hasattr(W, "dtype") else "")),
             **traps,
             **controls,
             "zeros": float(np.count_nonzero(matrix == 0) / matrix.size),
@@ -175,7 +175,7 @@ def _directly(matrix: np.ndarray) -> np.ndarray:
     return np.where(eigenvalues > lost, eigenvalues, 0.0)
 
 
-def _alpha(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, Any]:
+def alpha_columns(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, Any]:
     cutoff = options.cutoff
     positive = eigenvalues[eigenvalues > 0]
     rounding = ROUNDING
