@@ -370,7 +370,7 @@ class _Journal:
             for text in lines[1:]:
                 entry = json.loads(text)
                 self.entries[entry["place"]] = entry
-            self._file = open(self.path, "r+b" if raw else "wb")  # noqa: SIM115 - closed by close()
+            self._file = open(self.path, "r+b" if raw else "wb", buffering=0)
             self._file.truncate(len(whole))
             self._file.seek(len(whole))
             if not lines:
@@ -381,8 +381,9 @@ class _Journal:
     def _write(self, line: str) -> None:
         end = self._file.tell()
         try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            rest = line.encode() + b"\n"
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
