@@ -348,7 +348,8 @@ except RuntimeError:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from torchvision.datasets import MNIST
-from grokutils import DataError, RunConfig, data
+from grokutils import DataError, RunConfig
+from grokutils.experiment import data
 
 given = json.loads(sys.argv[1])
 data._MD5 = {name: (md5,) for name, md5 in given["files"].items()}

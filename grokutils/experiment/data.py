@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +127,11 @@ def _modular_addition(config: RunConfig, seed: int) -> Dataset:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray, str]:
-    from sklearn.datasets import load_digits  # slow to import, and only this recipe needs it
+    try:
+        from sklearn.datasets import load_digits  # slow to import, and only this recipe needs it
+    except ModuleNotFoundError:
+        raise DataError("the small digits come with scikit-learn, which is not installed; `pip install "
+                        "'grokutils[paper]'` brings it.") from None  # fmt: skip
 
     images, labels = load_digits(return_X_y=True)
     return images / 16.0, labels.astype(np.int64), "scikit-learn's embedded digits (8 x 8 pixels)"
@@ -179,11 +185,14 @@ def _download(root: Path) -> None:
             "one build, both CPU or both CUDA)"
         )
         raise DataError(_unavailable(root, f"torchvision, which downloads it, {build}")) from None
-    try:
-        MNIST(str(root), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        why = " ".join(str(error).split())  # torchvision's spans lines
-        raise DataError(_unavailable(root, f"the download failed ({why})")) from None
+    why = ""
+    for mirror in MNIST.mirrors:  # torchvision tries the next one only where a server refuses, not where it garbles its reply
+        try:
+            type(MNIST.__name__, (MNIST,), {"mirrors": [mirror]})(str(root), train=True, download=True)
+            return
+        except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, ValueError) as error:
+            why = f"{mirror}: " + (" ".join(str(error).split()) or type(error).__name__)  # torchvision's spans lines
+    raise DataError(_unavailable(root, f"the download failed ({why})")) from None
 
 
 def _unavailable(root: Path, why: str) -> str:

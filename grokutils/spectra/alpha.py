@@ -148,7 +148,7 @@ class PowerLawFit:
     xmax: float
     #: Kolmogorov-Smirnov distance of the tail from the fitted law (one-sided steps, see `fit_power_law`).
     D: float
-    #: Standard error of alpha for a known xmin, (alpha - 1) / sqrt(eigenvalues fitted): n_tail, but for ties at xmin.
+    #: Standard error of alpha for a known xmin, (alpha - 1) / sqrt(n_tail).
     sigma: float
     #: Eigenvalues in the fitted tail.
     n_tail: int
@@ -273,16 +273,15 @@ def _fit(x: np.ndarray, fix_fingers: str | None, rounding: float) -> PowerLawFit
         except _TooFewLeft:
             return _failed(f'{x.size} eigenvalues above the cutoff are too few for fix_fingers="clip_xmax"')
     stop = x.size - clipped
-    fitted = stop - start
-    if log_x[stop - 1] - log_x[start] <= rounding:
-        return _failed(f"the {fitted} eigenvalues of the tail are equal up to rounding, so it has no slope")
     n_tail = stop - int(np.searchsorted(x, x[start]))  # those equal to xmin are in the tail, wherever it was cut
+    if log_x[stop - 1] - log_x[start] <= rounding:
+        return _failed(f"the {n_tail} eigenvalues of the tail are equal up to rounding, so it has no slope")
     return PowerLawFit(
         alpha=alpha,
         xmin=float(x[start]),
         xmax=float(x[stop - 1]),
         D=D,
-        sigma=(alpha - 1.0) / math.sqrt(fitted),
+        sigma=(alpha - 1.0) / math.sqrt(n_tail),
         n_tail=n_tail,
         n_clipped=clipped,
         raw_alpha=raw_alpha,

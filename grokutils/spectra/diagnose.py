@@ -18,7 +18,7 @@ import pandas as pd
 from grokutils.spectra.alpha import CUTOFF
 from grokutils.spectra.arrays import NotMeasured
 from grokutils.spectra.harm import harm_of, probes_of
-from grokutils.spectra.layers import NotALayer, is_matrix, is_module, survey
+from grokutils.spectra.layers import NotALayer, Survey, is_matrix, is_module, survey
 from grokutils.spectra.matrix import Options, diagnose_layer, diagnose_matrix
 from grokutils.spectra.table import not_measured, too_much
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, verdict
@@ -65,7 +65,9 @@ def diagnose(
         `grokutils.spectra.layers.find_layers`, which `grokutils.spectra.layers.layer_kind` extends.
     shuffles : shuffled copies of each matrix that traps are counted in; 0 leaves traps out and is fast
     seed : of the shuffles: a whole number, or a NumPy Generator or RandomState that they are drawn from
-    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`)
+    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`): equal to it for dense layers,
+        embeddings and 1 x 1 convolutions. Larger convolutions it takes apart, recurrent layers and one-dimensional convolutions it
+        does not look at
     bootstrap : resamples for an interval of alpha
     cutoff : eigenvalues up to this count as zero in the fit; "relative" for models with very small weights
         (`grokutils.spectra.alpha.fit_power_law`)
@@ -119,16 +121,21 @@ def diagnose(
         layers.append(layer)
     found.layers = layers
     table = pd.DataFrame({name: [row[name] for row in rows] for name in _COLUMNS})
-    table.attrs["not_measured"] = [entry.as_dict() for entry in found.not_measured]
-    table.attrs["parameters"] = {"measured": found.measured, "not_measured": found.missing}
-    if found.note:
-        table.attrs["note"] = found.note
+    account(table, found)
     if progress and too_much(table):
         warnings.warn(not_measured(table), MuchNotMeasured, stacklevel=2)
     if not harmful:
         return table
     tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
     return table.assign(**{name: [test[name] for test in tests] for name in HARM})
+
+
+def account(table: pd.DataFrame, found: Survey) -> None:
+    """Say in a table's ``attrs`` what of its source is in no row."""
+    table.attrs["not_measured"] = [entry.as_dict() for entry in found.not_measured]
+    table.attrs["parameters"] = {"measured": found.measured, "not_measured": found.missing}
+    if found.note:
+        table.attrs["note"] = found.note
 
 
 #: The first columns of `DIAGNOSTICS` say where in a run a row stands.

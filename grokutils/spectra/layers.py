@@ -360,11 +360,11 @@ def _parts(array: Array, company: Mapping[str, tuple[int, ...]], config: Mapping
         return "empty"
     leaf, holder = _words(array.name)
     if not kind or not is_number(array.dtype):
+        if leaf in ("weight", "scale") and _NORM.search(holder) or len(shape) > 1 and shape == _beside(array.name, company):
+            return KINDS["norm"]
         for pattern, reason in _NO_LAYERS:
             if pattern.search(leaf):
                 return reason
-        if leaf in ("weight", "scale") and _NORM.search(holder) or len(shape) > 1 and shape == _beside(array.name, company):
-            return KINDS["norm"]
     if not is_number(array.dtype):
         if array.dtype == EXPONENTS:
             return "powers of two: the scales of something"
@@ -443,29 +443,30 @@ def _guessed(array: Array, leaf: str, company: Mapping[str, tuple[int, ...]]) ->
         return [_kernel(array, outputs=min(outputs, len(shape) - 1), last=True)]
     if re.search(_STACK, name) and not re.search(r"conv", name, re.I):
         return _stack(array)
+    ends = shape[2:]
+    square = len(set(ends)) == 1 and ends[0] <= _LARGEST_KERNEL
+    if len(shape) > 4 and shape[0] == 1 and not square:
+        return _guessed(_behind(array), leaf, company)
     if bias is not None and len(bias) == 1 and bias[0] > 1:
+        guess = ", taken for a convolution" if len(shape) == 3 and not re.search(_KERNEL, name) else ""
         if bias[0] == shape[0] or leaf == "weight" and bias[0] % shape[1] == 0:  # of a transposed one the second axis, by groups
-            return [_kernel(array)]
+            return [_kernel(array, guess)]
         if bias[0] == shape[-1]:
             return [_kernel(array, ", its bias having a number for each of the last axis", last=True)]
     if bias is not None and len(bias) > 1 and bias[:1] == shape[:1]:
         return _stack(array)
-    ends = shape[2:]
-    square = len(set(ends)) == 1 and ends[0] <= _LARGEST_KERNEL
-    if re.search(_KERNEL, name) or len(shape) == 4 and square:
+    if re.search(_KERNEL, name) or len(shape) > 3 and square:
         return [_kernel(array)]
-    while shape[0] == 1 and len(shape) > 3 and not (len(shape) == 5 and square):
+    if len(shape) == 4 and shape[0] == 1:
         return _guessed(_behind(array), leaf, company)
-    if len(shape) == 5 and square:
-        return [_kernel(array)]
-    if len(shape) == 3 and shape[0] == 1 and leaf != "weight":
-        return _stack(array)
     a, b, c = shape[0], shape[1], shape[-1]
+    if len(shape) == 3 and a == 1 and (leaf != "weight" or min(b, c) >= 10):
+        return _stack(array)
     small = min(shape[-2:]) < 10 or len(shape) == 4 and b <= 4 and ends[0] == ends[-1]
     thin = len(shape) == 3 and (c % 2 == 1 and c < 2 * _LARGEST_KERNEL or c <= _LARGEST_KERNEL < a)
     if small or thin or len(shape) == 4 and max(ends) <= _LARGEST_KERNEL:
         return [_kernel(array, ", taken for a convolution")]
-    return _stack(array)
+    return _stack(array, ", taken for a stack of matrices")
 
 
 def _behind(array: Array) -> Array:

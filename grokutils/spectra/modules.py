@@ -18,8 +18,8 @@ from grokutils.spectra.sources import Contents
 __all__ = ["from_module"]
 
 _NORMS = (
-    torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
-    torch.nn.LocalResponseNorm,
+    torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
+    *([torch.nn.RMSNorm] if hasattr(torch.nn, "RMSNorm") else []),  # since torch 2.4
 )  # fmt: skip
 _KINDS = (
     (_NORMS, "norm"),
@@ -28,14 +28,22 @@ _KINDS = (
     ((torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase), "matrix"),
     ((torch.nn.Bilinear,), "stack"),
 )
+
+
+def _descendants(base: Any) -> Iterator[Any]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _descendants(child)
+
+
 # Scripted and traced modules are of one class, and only know what they were called.
 _CALLED = {
-    name: kind
-    for kinds, kind in _KINDS
-    for base in kinds
-    for name in (base.__name__, *(c.__name__ for c in base.__subclasses__()), *(
-        c.__name__ for b in base.__subclasses__() for c in b.__subclasses__()))
-}  # fmt: skip
+    known.__name__: kind
+    for bases, kind in _KINDS
+    for base in bases
+    for known in _descendants(base)
+    if known.__module__.startswith("torch.nn")
+}
 # What an exported graph does with a parameter: the operator's name, the place of the argument.
 _OPERATORS = (("conv", 1, "convolution"), ("embedding", 0, "matrix"), ("linear", 1, "matrix"),
               ("layer_norm", 2, "norm"), ("batch_norm", 1, "norm"), ("group_norm", 2, "norm"))  # fmt: skip
@@ -46,15 +54,17 @@ _HEADS = {
 }
 
 
-def from_module(module: torch.nn.Module) -> Contents:
+def from_module(source: Any) -> Contents:
+    """The arrays of a module, or of the module in an exported program."""
+    module: torch.nn.Module = source
     if hasattr(module, "graph_signature") and callable(getattr(module, "module", None)):
-        module = module.module()  # torch.export's program, which holds one
+        module = source.module()  # torch.export's program, which holds one
     kinds, owners = _kinds(module)
     acting, taken = _computed(module)
     arrays: list[Array] = []
     aside: list[NotMeasured] = []
     placed = {array.name: array for array in acting}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in _held(module, "_parameters"):
         if name in taken:
             target, part = taken[name]
             if target in placed:
@@ -64,7 +74,7 @@ def from_module(module: torch.nn.Module) -> Contents:
             continue
         owner = owners.get(name)
         known: dict[str, Any] = {"kind": kinds.get(name, ""), "owner": owner, "facts": _facts(module, name)}
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(parameter):
             if name.rpartition(".")[2] != "bias":  # which it will be has no shape yet
                 arrays.append(Array(name, (), "float32", _uninitialised, "uninitialised"))
             continue
@@ -83,6 +93,14 @@ def from_module(module: torch.nn.Module) -> Contents:
         if name not in known_names and (array := from_value(name, value, kind="buffer")) is not None
     ]
     return Contents(arrays + helpers, _config(module), aside)
+
+
+def _held(module: torch.nn.Module, what: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """As ``named_parameters(remove_duplicate=False)`` and the like, which torch has since 2.0."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in getattr(part, what).items():
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -161,6 +179,8 @@ def _computed(module: torch.nn.Module) -> tuple[list[Array], dict[str, tuple[str
                 value = _effective(chain)
                 sources = {f"{at}parametrizations.{name}.{n}": p for n, p in chain.named_parameters()}
                 _take(at + name, value, kind, sources, acting, taken, type(part))
+        if not part._forward_pre_hooks:
+            continue
         for hook in part._forward_pre_hooks.values():
             name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             compute = _hooked(hook, part)
@@ -175,7 +195,7 @@ def _computed(module: torch.nn.Module) -> tuple[list[Array], dict[str, tuple[str
         for name, value in vars(part).items():
             # what a hook of somebody's own leaves behind: a tensor under the name that the forward pass uses
             own = {f"{at}{n}": p for n, p in part._parameters.items() if p is not None and n.startswith(f"{name}_")}
-            if isinstance(value, torch.Tensor) and part._forward_pre_hooks and own and not set(own) & set(taken):
+            if isinstance(value, torch.Tensor) and own and not set(own) & set(taken):
                 _take(at + name, value, kind, own, acting, taken, type(part))
     return acting, taken
 
@@ -260,7 +280,7 @@ def _packed(module: torch.nn.Module) -> list[Array]:
 
 
 def _beside(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_buffers(remove_duplicate=False)
+    yield from _held(module, "_buffers")
     for prefix, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             continue

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from grokutils.spectra.arrays import Array, NotMeasured, decoded, from_value
+from grokutils.spectra.arrays import EXPONENTS, SMALL_FLOATS, Array, NotMeasured, decoded, from_value
 
-__all__ = ["Contents", "from_file", "from_mapping", "is_model"]
+__all__ = ["SUFFIXES", "Contents", "from_file", "from_mapping", "is_model"]
 
 
 @dataclass
@@ -153,7 +153,8 @@ def _reader(path: Path) -> Callable[[Path], Contents]:
     with open(path, "rb") as file:
         start = file.read(16)
     if path.suffix == ".safetensors":
-        if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")) and struct.unpack("<Q", start[:8])[0] > 2**40:
+        packed = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+        if packed and len(start) > 8 and struct.unpack("<Q", start[:8])[0] > _LARGEST_HEADER:
             raise _code(path, "an archive or a pickle under the name of one")
         return _from_safetensors
     if start.startswith(b"GGUF"):
@@ -249,7 +250,7 @@ class _File:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(start)
-                view, done = memoryview(out), 0
+                view, done = out.data, 0
                 while done < size and (got := file.readinto(view[done : done + 2**30])):
                     done += got
         except OSError as error:
@@ -298,11 +299,9 @@ def _slice(file: _File, entry: dict, begin: int, bits: int, dtype: str) -> Calla
         if first * bits % 8 or count * bits % 8:  # codes that share a byte with the next block
             return read()[at]
         raw = file.bytes(start + first * bits // 8, count * bits // 8)
-        try:
-            numbers = raw.view(np.dtype(dtype).newbyteorder("<"))
-        except TypeError:
-            numbers = decoded(raw, dtype, count)
-        return numbers.reshape(block)
+        if dtype in (*SMALL_FLOATS, EXPONENTS, "bfloat16"):
+            return decoded(raw, dtype, count).reshape(block)
+        return raw.view(np.dtype(dtype).newbyteorder("<")).reshape(block)
 
     return read
 
@@ -373,15 +372,16 @@ def _from_torch(path: Path) -> Contents:
     try:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:  # an old file, or a torch before 2.1
             if "mmap" not in str(error):
                 raise
             held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an archive cut short, objects instead of arrays: torch names each in its own way
-        why = re.search(r"Unsupported global: GLOBAL (\S+)|Unsupported (?:operand|class) (\S+)", str(error))
-        if "weights_only" in str(error).lower() or why or "unpickl" in type(error).__name__.lower():
-            found = next(filter(None, why.groups()), "") if why else ""
-            raise _code(path, f"a PyTorch file of objects{f' ({found})' if found else ''}") from None
+        with open(path, "rb") as opened:
+            pickled = opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if pickled and re.search("weights_only|unpickl|unsupported", f"{type(error).__name__} {error}", re.I):
+            what = re.search(r"(?:GLOBAL|[Uu]nsupported class|function) ([\w.]+\w)", str(error))
+            raise _code(path, f"a PyTorch file of objects{f' ({what[1]})' if what else ''}") from None
         raise ValueError(f"{path} is no safetensors file, nor a checkpoint that PyTorch reads.") from None
     if not isinstance(held, Mapping):
         if hasattr(held, "shape"):
@@ -555,3 +555,5 @@ _READERS: dict[str, Callable[[Path], Contents]] = {
     ".pt": _from_torch, ".pth": _from_torch, ".bin": _from_torch, ".ckpt": _from_torch, ".tar": _from_torch,
     ".npz": _from_npz, ".npy": _from_npy, ".gguf": _from_gguf, ".onnx": _from_onnx,
 }  # fmt: skip
+#: What names of files with weights end in, those that are refused with the way out among them.
+SUFFIXES = (*_READERS, *_RUNS_CODE, *_OTHERS, ".json")

@@ -80,6 +80,8 @@ def not_measured(frame: pd.DataFrame) -> str:
         what, _, rest = entry["reason"].partition(": ")
         if what == "applied":
             what = "applied to a layer above"
+        elif what == "not of the model":
+            pass
         elif entry["reason"].startswith("the same numbers as"):
             what = "the same numbers as another"
         elif rest:

@@ -38,9 +38,11 @@ THRESHOLDS = Thresholds()
 
 #: What each verdict means, in the order in which `verdict` decides.
 VERDICTS = {
-    "trapped": "eigenvalues stand out of the random bulk although the entries were shuffled",
+    "trapped": "eigenvalues stand out of the random bulk although the entries were shuffled: a fingerprint to look at, no proof "
+    "of harm",
     "undetermined": "no power law could be fitted, so there is no alpha; the reason says why",
-    "over-correlated": "alpha is below 2: a very heavy tail, said to come with overfitting",
+    "over-correlated": "alpha is below 2: a very heavy tail, said to come with overfitting; a fingerprint to look at, no proof of "
+    "harm",
     "under-trained": "alpha is above 6, or no eigenvalue stands out of the random bulk: close to a random matrix",
     "well-trained": "alpha lies between 2 and 6, some eigenvalues stand out of the random bulk, and none are traps",
 }

@@ -39,6 +39,7 @@ class _Pool(dict):
     def __init__(self, arrays: list[Array], config: Mapping[str, Any]):
         super().__init__((array.name, array) for array in arrays)
         self.config = config
+        self.stored = tuple(self)
         self.aside: list[NotMeasured] = []
 
     def apply(self, made: Array, parts: Mapping[str, str], at: str) -> None:
@@ -74,14 +75,19 @@ def acting(arrays: list[Array], config: Mapping[str, Any] | None = None) -> tupl
     return list(pool.values()), pool.aside
 
 
-def _made(of: Array, name: str, shape: tuple[int, ...], whole: Callable[[], np.ndarray], note: str = "", **more) -> Array:
+def _made(
+    of: Array, name: str, shape: tuple[int, ...], whole: Callable[..., np.ndarray], note: str = "", **more: Any
+) -> Array:
+    """A weight in the place of an array; ``read`` in more takes an index, ``whole`` does not."""
+
     def read(at: tuple[int, ...] = ()) -> np.ndarray:
         return whole()[at] if at else whole()
 
-    more = {"dtype": of.dtype, "parameters": None, "computed": True, "memory": None} | more
-    kind = more.pop("kind", of.kind if of.kind != "buffer" else "")
-    notes = "; ".join(filter(None, (of.note, note)))
-    return replace(of, name=name, shape=shape, read=more.pop("read", read), note=notes, kind=kind, **more)
+    known: dict[str, Any] = {
+        "dtype": of.dtype if is_number(of.dtype) else "float32", "kind": "" if of.kind == "buffer" else of.kind,
+        "parameters": None, "computed": True, "memory": None, "read": read,
+    }  # fmt: skip
+    return replace(of, name=name, shape=shape, note="; ".join(filter(None, (of.note, note))), **(known | more))
 
 
 def _get(array: Array, at: tuple[int, ...] = ()) -> np.ndarray:
@@ -384,7 +390,7 @@ def _adapter(pool: _Pool, name: str, found: re.Match) -> None:
         return (scale or 1.0) * (delta.T if turned else delta)
 
     said = "" if scale is not None else ", alpha / r not known and taken as 1"
-    several = len([n for n in pool if re.search(r"lora[._](A|down)", n) and n.startswith(stem + dot)]) > 1
+    several = len([n for n in pool.stored if re.search(r"lora[._](A|down)", n) and n.startswith(stem + dot)]) > 1
     if base is not None and not several and (base.shape == shape or base.shape == shape[::-1]):
         turn = base.shape != shape
         made = _made(
