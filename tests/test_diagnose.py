@@ -32,6 +32,7 @@ from benchmarks import diagnostics as benchmark
 from grokutils import DataError, Record, RecordError, RunConfig, diagnose, load_record, train
 from grokutils.cli import main
 from grokutils.experiment import data
+from grokutils.records import files as record_files
 from grokutils.records import record as record_module
 from grokutils.records.analysis import NotKept, analyze_record
 from grokutils.records.phases import lead_times
@@ -846,7 +847,7 @@ def test_a_record_keeps_whole_seeds_only(record):
 
 
 def test_a_record_in_use_is_analysed_without_keeping_it(record):
-    with record_module.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
+    with record_files.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
         found = analyze_record(record, **FAST)
     assert len(said) == 1 and len(found.diagnostics) == 3 * len(record.steps_saved) and not files(record)
     same(analyze_record(record, **FAST).diagnostics, found.diagnostics)
@@ -902,7 +903,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         analyze_record(load_record(record.folder, until=3), **FAST)
     if before == "other options":
         analyze_record(record, **{**FAST, "seed": 9})
-    write = record_module.write_parquet
+    write = record_files.write_parquet
 
     def crash(path, frame):
         if path.stem == broken:
@@ -910,7 +911,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         write(path, frame)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(record_module, "write_parquet", crash)
+        patched.setattr(record_files, "write_parquet", crash)
         analyze_record(record, **FAST)
     again = analyze_record(record, **FAST)
     for name in ("diagnostics", "spectra", "baselines"):
@@ -976,7 +977,8 @@ def test_rows_whose_weights_are_gone_are_kept(record, computed):
 def test_a_diverged_member_is_undetermined(record):
     weights = record.weights(8)
     weights["fc2.weight"][0, 0] = np.nan
-    record_module.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, {})
+    marks = {"identity": record.config.identity, "step": "8"}
+    record_files.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, marks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = analyze_record(record, **FAST)
