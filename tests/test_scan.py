@@ -16,7 +16,7 @@ from grokutils.paper.llm.generator import Planted, from_mxfp4, to_mxfp4, write_g
 from grokutils.spectra import scan as scan_module
 from grokutils.spectra.diagnose import diagnose
 from grokutils.spectra.layers import find_layers
-from grokutils.spectra.scan import ScanStopped, kind_of, plan, scan
+from grokutils.spectra.scan import ScanStopped, kind_of, plan, read_scan, scan
 from grokutils.spectra.scan_text import experts, summary
 
 PLANTED = (
@@ -192,7 +192,7 @@ def test_the_parquet_holds_the_table(folder, table, tmp_path):
     kept = scan(folder, out, progress=False)
     pd.testing.assert_frame_equal(kept, table)
     pd.testing.assert_frame_equal(pd.read_parquet(out), table)
-    assert pd.read_parquet(out).attrs["parameters"] == table.attrs["parameters"]
+    assert read_scan(out).attrs == table.attrs
     assert [file.name for file in tmp_path.iterdir()] == ["scan.parquet"]
     before = out.stat().st_mtime_ns
     pd.testing.assert_frame_equal(scan(folder, out, progress=False), table)  # done: nothing is measured again
@@ -279,7 +279,7 @@ def test_another_scan_is_not_mixed_in(folder, tmp_path):
         scan(folder, out, progress=False)
     other = tmp_path / "other.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(other)
-    with pytest.raises(ValueError, match="holds another table"):
+    with pytest.raises(ValueError, match="is no table of a scan, but another"):
         scan(folder, other, progress=False)
     other.write_text("no parquet")
     with pytest.raises(ValueError, match="is no table of a scan"):

@@ -38,6 +38,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from grokutils.spectra.alpha import CUTOFF, as_matrix, esd
 from grokutils.spectra.marchenko_pastur import bulk_sigma, mp_middle_mean
 from grokutils.spectra.traps import bulk_threshold, count_traps, gram_eigenvalues
+from grokutils.util.checks import Interval
 from grokutils.util.progress import tqdm
 
 __all__ = ["TrapCount", "count_without_spectra", "gram_spectrum", "random_placement"]
@@ -102,15 +103,13 @@ def count_without_spectra(W, seed: int = 0, shuffles: int = 1, exact: bool = Fal
     TypeError, ValueError : as `as_matrix`; seed or shuffles not whole numbers, or too small.
     """
     A = as_real_matrix(W)
-    for name, value, least in (("seed", seed, 0), ("shuffles", shuffles, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    seed, shuffles = int(Interval(int, 0).check("seed", seed)), int(Interval(int, 1).check("shuffles", shuffles))
     M = min(A.shape)
     norm = _norm(A)
     scale = 2.0 ** round(math.log2(norm / math.sqrt(A.size))) if norm > 0 else 1.0
 
     def placed(s: int) -> np.ndarray:
-        B = random_placement(A, [int(seed), s])
+        B = random_placement(A, [seed, s])
         B = B if B.shape[0] >= B.shape[1] else B.T
         B /= B.dtype.type(scale)  # by a power of two: exact, and float32 squares neither overflow nor vanish
         return B
@@ -180,33 +179,40 @@ def random_placement(W, seed) -> np.ndarray:
     return out.reshape(W.shape)
 
 
-def gram_spectrum(W, cutoff: float | str = CUTOFF) -> np.ndarray:
-    """The eigenvalues of W^T W, ascending: `grokutils.spectra.alpha.esd` of a large matrix in a tenth of the time.
+def gram_spectrum(W, cutoff: float | str = CUTOFF, least: int = SMALL) -> np.ndarray:
+    """The eigenvalues of W^T W, ascending, with zeros where rounding is all that is left: of a large matrix in a tenth of the
+    time that `grokutils.spectra.alpha.esd` takes.
 
     >>> W = np.random.default_rng(0).normal(size=(700, 600))
     >>> bool(np.allclose(gram_spectrum(W), esd(W), rtol=1e-9))
     True
 
-    They are those of the smaller Gram matrix, in float64 whatever the type of the weights. That squares the rounding
-    errors: what lies below M eps times the largest eigenvalue is lost, and is set to zero. Where that is more than a
-    hundredth of the ``cutoff`` that a fit will use, and for small matrices, it is `esd` after all.
+    They are those of the smaller Gram matrix, in float64 whatever the type of the weights. That squares the rounding errors: what
+    lies below M eps times the largest eigenvalue is lost. So that no fit can notice, `esd` is taken after all where that is more
+    than a hundredth of the ``cutoff``, and for matrices with a side under ``least``.
 
     ``W`` may also be a function that returns the matrix, which is then not kept; it may be called twice.
     """
     read = W if callable(W) else lambda: W
     A = as_real_matrix(read())
-    if min(A.shape) < SMALL:
-        return esd(A)
+    if min(A.shape) < least:
+        return _directly(A)
     G = _gram64(A)
     del A
     if not np.isfinite(G).all():
-        return esd(read())  # says how large its entries are
+        return _directly(read())  # says how large its entries are
     eigenvalues = _eigenvalues(G)
     del G
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
-    if cutoff != "relative" and rounding > 0.01 * cutoff:
-        return esd(read())
+    if not isinstance(cutoff, str) and rounding > 0.01 * cutoff:
+        return _directly(read())
     return np.where(eigenvalues > rounding, eigenvalues, 0.0)
+
+
+def _directly(W) -> np.ndarray:
+    eigenvalues = esd(W)
+    lost = (8 * np.finfo(np.float64).eps) ** 2 * eigenvalues[-1]  # singular values are off by a few eps of the largest
+    return np.where(eigenvalues > lost, eigenvalues, 0.0)
 
 
 def _norm(A: np.ndarray) -> float:

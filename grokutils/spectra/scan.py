@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import scipy.linalg
 import torch
 from filelock import FileLock, Timeout
@@ -46,9 +48,11 @@ from grokutils.spectra.layers import Layer, NotALayer, Survey, survey
 from grokutils.spectra.matrix import Options, alpha_columns
 from grokutils.spectra.traps import count_traps
 from grokutils.spectra.verdict import verdict
+from grokutils.util.checks import Interval
+from grokutils.util.memory import available_memory, is_out_of_memory, size_in_words
 from grokutils.util.progress import tqdm
 
-__all__ = ["KINDS", "Plan", "ScanStopped", "kind_of", "plan", "scan", "stack_of"]
+__all__ = ["KINDS", "Plan", "ScanStopped", "kind_of", "plan", "read_scan", "scan", "stack_of"]
 
 
 class ScanStopped(OSError):
@@ -181,9 +185,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         for name in ("shuffles", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+            object.__setattr__(self, name, Interval(int, 0).check(name, getattr(self, name)))
         fit_power_law([1.0], cutoff=self.cutoff)  # knows what a cutoff is
 
 
@@ -256,9 +258,9 @@ def _row(task: _Task, settings: _Settings) -> dict[str, Any]:
         row |= _measured(layer.read, layer.name, settings, layer.dtype)
     except NotALayer as why:
         return {"not_measured": NotMeasured(layer.name, layer.shape, layer.dtype, str(why)).as_dict(), "size": layer.size}
-    except MemoryError:
-        raise ScanStopped(f"the memory is too small for {layer.name}, {task.sides[0]} x {task.sides[1]}.") from None
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ScanStopped(f"the memory is too small for {layer.name}, {task.sides[0]} x {task.sides[1]}.") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         row |= {"alpha_reason": reason, "traps_reason": reason}
     row["verdict"], row["reason"] = verdict(row)
@@ -282,10 +284,12 @@ class Plan:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.by_kind.items())
+        there = available_memory()
+        short = f" This machine has {size_in_words(there)}." if there is not None and there < self.bytes else ""
         return (
             f"{self.matrices:,} matrices of {self.parameters:,} parameters ({kinds}); about {_duration(self.seconds)} with "
-            f"{self.jobs} job{'s' if self.jobs > 1 else ''}, and {self.bytes / 2**30:.1f} GiB of memory, most of it for "
-            f"{self.largest}."
+            f"{self.jobs} job{'s' if self.jobs > 1 else ''}, and {size_in_words(self.bytes)} of memory, most of it for "
+            f"{self.largest}.{short}"
         )
 
 
@@ -295,8 +299,9 @@ def plan(source: Any, *, layers=None, kinds=None, sample: int = 0, shuffles: int
     >>> plan({"lm_head.weight": np.ones((90, 60))}).by_kind
     {'head': 1}
     """
+    sample, jobs = int(Interval(int, 0).check("sample", sample)), int(Interval(int, 1).check("jobs", jobs))
     tasks = _selected(_tasks(survey(source)), layers, kinds, sample, seed)
-    return _planned(tasks, shuffles, jobs, _rate())
+    return _planned(tasks, _Settings(shuffles, seed, CUTOFF, False).shuffles, jobs, _rate())
 
 
 def _planned(tasks: list[_Task], shuffles: int, jobs: int, rate: float) -> Plan:
@@ -438,15 +443,41 @@ def _stamps(source: Any) -> dict[str, list[int]]:
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
+_KEY = b"grokutils scan"
+
+
 def _save(frame: pd.DataFrame, out: Path) -> None:
+    """Written whole, beside, and then put in its place; what pandas does not keep of a table goes into the file's metadata."""
+    held = pa.Table.from_pandas(pd.DataFrame(frame.to_dict("list")), preserve_index=False)
+    held = held.replace_schema_metadata({**(held.schema.metadata or {}), _KEY: json.dumps(frame.attrs).encode()})
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        frame.to_parquet(temporary, index=False)
+        pq.write_table(held, temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_scan(path: str | os.PathLike) -> pd.DataFrame:
+    """The table in a parquet file that `scan` wrote, with what it says was not measured in ``attrs``.
+
+    Raises
+    ------
+    ValueError : another file.
+    FileNotFoundError : no such file.
+    """
+    try:
+        held = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no table of a scan ({' '.join(str(error).split())[:80]}).") from None
+    about = (held.schema.metadata or {}).get(_KEY)
+    if about is None:
+        raise ValueError(f"{path} is no table of a scan, but another.")
+    frame = held.to_pandas()
+    frame.attrs = json.loads(about)
+    return frame
 
 
 # -- the scan -------------------------------------------------------------------------------------------------
@@ -496,9 +527,7 @@ def scan(
     ScanStopped : files that changed while they were read, a full disk, a process that died: what was measured is kept.
     """
     settings = _Settings(shuffles, seed, cutoff, bool(exact))
-    for name, value, least in (("sample", sample, 0), ("jobs", jobs, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+    sample, jobs = int(Interval(int, 0).check("sample", sample)), int(Interval(int, 1).check("jobs", jobs))
     if jobs > 1 and not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"jobs must be 1 for a model that is in memory; got {jobs}.")
     found = survey(source)
@@ -528,13 +557,9 @@ def scan(
 
 def _kept(source, found, tasks, settings, header, path: Path, jobs: int, progress: bool) -> pd.DataFrame:
     if path.exists():
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise ValueError(f"{path} is there and is no table of a scan ({' '.join(str(error).split())[:80]}).") from None
-        old = frame.attrs.get("scan")
-        if old != header:
-            raise ValueError(f"{path} holds {'a scan ' + _difference(old, header) if old else 'another table'}; name another file.")
+        frame = read_scan(path)
+        if frame.attrs["scan"] != header:
+            raise ValueError(f"{path} holds a scan {_difference(frame.attrs['scan'], header)}; name another file.")
         path.with_name(f"{path.name}.journal").unlink(missing_ok=True)
         return frame
     try:
