@@ -177,7 +177,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(how, tmp_path, runs):
         os.killpg(process.pid, how)
     finally:
         process.wait(timeout=60)
-    assert (folder / "provenance.json").is_file() and not load_record(folder).complete, "it was in the middle"
+    assert not load_record(folder).complete, "it was in the middle"
     base = BASE.replace(steps=8_000)
     found = sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=1, progress=False)
     assert len(found[0].record.provenance["sessions"]) >= 2
