@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -134,3 +136,10 @@ def test_reference_of_a_run(results):
     assert records.find_reference(tiny(), longer_than=100) is None
     assert records.find_reference(tiny(seed=9)) is None
     assert records.find_reference(tiny(lr=0.5)) is None
+
+
+def test_a_table_of_no_frame_is_read(tmp_path):
+    """One without any metadata, such as other programs write."""
+    pq.write_table(pa.table({"step": [0, 1]}).replace_schema_metadata(None), tmp_path / "x.parquet", store_schema=False)
+    frame = files.read_parquet(tmp_path / "x.parquet")
+    assert frame.step.tolist() == [0, 1] and frame.attrs == {}

@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow
 import safetensors
 import safetensors.numpy
+from pyarrow import parquet
 
 __all__ = [
     "RecordError", "check_target", "is_file", "locked", "names_in", "read_bytes", "read_json", "read_parquet",
@@ -30,6 +31,8 @@ __all__ = [
 ]  # fmt: skip
 
 _CHECKSUM = "sha256"
+# Where pandas from 2.1 on keeps a table's ``attrs``; what is older does not keep them.
+_ATTRS = b"PANDAS_ATTRS"
 # Stands where a table's checksum will be while it is computed.
 _BLANK = b"checksum".ljust(64, b"-")
 _FOUND = re.compile(rb'"sha256": ?"([^"]{64})"')
@@ -112,9 +115,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """A table, its ``attrs`` among its metadata, with a checksum of the file."""
-    frame = frame.copy(deep=False)
-    frame.attrs = {**frame.attrs, _CHECKSUM: _BLANK.decode()}
-    content = frame.to_parquet(None, index=False, compression="zstd")
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    attrs = json.dumps({**frame.attrs, _CHECKSUM: _BLANK.decode()})
+    sink = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, _ATTRS: attrs}), sink, compression="zstd")
+    content = sink.getvalue()
     write_atomic(path, content.replace(_BLANK, hashlib.sha256(content).hexdigest().encode()))
 
 
@@ -198,7 +203,9 @@ def read_parquet(path: Path) -> pd.DataFrame:
         if hashlib.sha256(written).hexdigest().encode() != found[0]:
             raise _altered(path)
     try:
-        return pd.read_parquet(io.BytesIO(content))
+        frame = pd.read_parquet(io.BytesIO(content))
+        frame.attrs = json.loads((parquet.read_schema(io.BytesIO(content)).metadata or {}).get(_ATTRS, "{}"))
+        return frame
     except (OSError, ValueError, KeyError, TypeError, MemoryError, pyarrow.ArrowException) as error:
         raise RecordError(f"{path} is damaged ({' '.join(str(error).split())}).") from None
 
