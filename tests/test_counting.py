@@ -7,6 +7,7 @@ import torch
 
 from grokutils.spectra.alpha import esd, fit_power_law
 from grokutils.spectra.counting import count_without_spectra, gram_spectrum, random_placement
+from grokutils.spectra.diagnose import diagnose
 from grokutils.spectra.traps import count_traps, find_traps
 
 
@@ -202,3 +203,13 @@ def test_bad_input_is_named(given, said):
 def test_fewer_than_ten_eigenvalues_are_no_spectrum():
     found = count_without_spectra(gaussian(5, 900))
     assert np.isnan(found.mean) and found.status == "failed" and "at least 10" in found.reason
+
+
+def test_diagnose_counts_large_matrices_without_spectra_unless_asked():
+    W = with_outliers(gaussian(2100, 2060), [75, 80, 90, 100, 200])
+    fast, full = (diagnose(W, shuffles=2, exact=exact, progress=False).iloc[0] for exact in (False, True))
+    assert fast.traps == full.traps == 5
+    assert fast.alpha == full.alpha and fast.verdict == full.verdict == "trapped"
+    assert fast.sigma_mp == pytest.approx(full.sigma_mp, rel=0.02)
+    assert fast.trap_z == pytest.approx(full.trap_z, rel=1e-6) and fast.trap_z > 150
+    assert fast.trap_share == pytest.approx(full.trap_share, rel=0.05)
