@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     command("causes", _causes_arguments, "run the study of causes, or go on with it",
             "Train the same seeds under every condition of the study of causes (notebook 09), analyse them and "
             "keep them compactly: two hours on two cores. Ctrl-C saves first; the same command goes on.")  # fmt: skip
+    command("mechanism", _mechanism_arguments, "follow paths through the valley of zero training loss, or go on with it",
+            "From grokked weights, by optimisers and without one, until the weights have moved far enough (notebook 10): hours. "
+            "Ctrl-C saves first; the same command goes on, and several may share the work.")  # fmt: skip
     command("interventions", _interventions_arguments, "intervene on the kept networks of records",
             "Take the traps of every kept network of a run out, or put some in, against controls (notebook 08); the table "
             "is kept in the run, in reference records as well.")  # fmt: skip
@@ -206,6 +209,29 @@ def _causes(arguments: argparse.Namespace) -> int:
         if outcome.diverged:
             print(f"  diverged: seed(s) {', '.join(map(str, outcome.diverged))}")
     return int(any(outcome.record is None for outcome in outcomes))
+
+
+def _mechanism_arguments(m: argparse.ArgumentParser) -> None:
+    m.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    m.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds (default: 0 to 19)")
+    m.add_argument("--until", type=float, metavar="X", help="displacement and rotation at which to stop (default 0.8)")
+    m.add_argument("--list", action="store_true", help="only print the conditions")
+    m.add_argument("--quiet", action="store_true", help="no progress bar")
+    m.set_defaults(function=_mechanism)
+
+
+def _mechanism(arguments: argparse.Namespace) -> int:
+    from grokutils.paper import mechanism
+    from grokutils.paper.mechanism.conditions import CONDITIONS, MNIST
+
+    if arguments.list:
+        for path in (*CONDITIONS, *MNIST):
+            print(f"{path.name:<18} {path.says}")
+        return 0
+    given = {name: value for name in ("seeds", "until") if (value := getattr(arguments, name)) is not None}
+    ends = mechanism.run(arguments.only, progress=not arguments.quiet, **given)
+    print("; ".join(f"{count} {end}" for end, count in ends.items()) or "nothing was left to do")
+    return 0
 
 
 # -- diagnose ---------------------------------------------------------------------------------------------

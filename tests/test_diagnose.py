@@ -35,7 +35,7 @@ from grokutils.experiment import data
 from grokutils.records import files as record_files
 from grokutils.records import record as record_module
 from grokutils.records.analysis import NotKept, analyze_record
-from grokutils.records.phases import lead_times
+from grokutils.records.study import study
 from grokutils.spectra.alpha import esd, fit_power_law
 from grokutils.spectra.layers import find_layers
 from grokutils.spectra.matrix import Options, diagnose_matrix
@@ -94,7 +94,7 @@ def test_the_code_in_the_book_runs(page, trained, runs, tmp_path, monkeypatch):
     if page == "howto_monitor":
         assert monitor_rows(names["monitor"].history) == monitor_rows(pd.read_json("alpha.jsonl", lines=True))
     else:
-        assert set(names["leads"].layer) == {"fc1", "fc2", "fc3", "network"}
+        assert set(names["data"].leads.layer) == {"fc1", "fc2", "average", "network"}
 
 
 def monitor_rows(frame: pd.DataFrame) -> list[tuple[int, str]]:
@@ -131,8 +131,7 @@ def test_the_columns_are_those_that_are_documented(record):
     assert list(found.baselines.columns) == list(columns.BASELINES)
     per_layer = [f"{layer}_{name}" for layer in ("fc1", "fc2", "fc3") for name in columns.METRICS_PER_LAYER]
     assert sorted(record.metrics.columns) == sorted([*columns.METRICS, *per_layer])
-    leads = lead_times(record.metrics, found.diagnostics, found.baselines)
-    assert list(leads.columns) == [name for name in columns.LEAD_TIMES if name != "member"]
+    assert list(study(record.folder).leads.columns) == list(columns.LEAD_TIMES)
 
 
 def test_the_page_about_columns_is_made_from_them():
@@ -955,6 +954,9 @@ def test_files_of_another_origin_are_not_believed(record, computed):
     analyze_record(record, **FAST)
     path = record.folder / "spectra.parquet"
     pd.DataFrame({"x": [1]}).to_parquet(path)
+    with pytest.raises(RecordError, match="spectra.parquet does not say which run it belongs to"):
+        analyze_record(record, **FAST)
+    path.unlink()
     computed.clear()
     found = analyze_record(record, **FAST)
     assert len(computed) == 3 * len(record.steps_saved) == len(found.diagnostics)
@@ -1129,7 +1131,7 @@ def test_a_run_by_its_name(trained, runs, capsys):
         (["{folder}/nowhere"], 1, "there is no file "),
         (["{folder}"], 2, "is a folder; name a .safetensors file in it"),
         (["tiny", "--step", "7"], 2, "step 7 of tiny was not saved; the nearest saved one is"),
-        (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0; got -1."),
+        (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0 and at most 100,000; got -1."),
         (["tiny", "--step", "3", "--all-steps"], 2, "give --step or --all-steps, not both."),
         (["{file}", "--step", "3"], 2, "--step and --all-steps are for runs"),
         (["tiny", "--method", "mp"], 2, "invalid choice"),
