@@ -71,6 +71,16 @@ def test_counts_equal_those_from_all_eigenvalues(name):
             np.testing.assert_allclose(fast.strength, full.strength, rtol=0.06)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[], [45, 52, 58, 64, 120]], ids=["no outliers", "five outliers"])
+@pytest.mark.parametrize("shape", [(4096, 4096), (5760, 2880), (1000, 30_000)], ids=str)
+def test_counts_are_equal_at_the_sizes_of_llms(shape, sizes):
+    W = with_outliers(gaussian(*shape), sizes)
+    fast, full = (count_without_spectra(W, exact=exact) for exact in (False, True))
+    assert fast.counts == full.counts
+    assert fast.way == "certificate" or sizes
+
+
 def test_the_test_matrices_take_every_way():
     ways = {count_without_spectra(MATRICES[name], seed=5).way for name in ("gaussian", "student 3", "student 2")}
     assert ways == {"certificate", "spectra in float32", "spectra in float64"}

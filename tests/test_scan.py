@@ -200,6 +200,7 @@ def test_the_parquet_holds_the_table(folder, table, tmp_path):
     assert out.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_parquet(folder, tmp_path):
     out, whole = tmp_path / "killed.parquet", tmp_path / "whole.parquet"
     scan(folder, whole, shuffles=3, progress=False)
