@@ -34,7 +34,7 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.util import paths
+from grokutils.util import columns, paths
 
 __all__ = ["Record", "RecordError", "find_reference", "list_records", "load_record", "publish"]
 
@@ -95,8 +95,11 @@ class Record:
     @property
     def metrics(self) -> pd.DataFrame:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
-        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
+        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each. The transformer
+        has margins too, NaN where the record is older than they are."""
         frame = read_parquet(self.folder / "metrics.parquet")
+        if self.config.model == "transformer":
+            frame = frame.reindex(columns=[*frame, *(name for name in columns.MARGINS if name not in frame)])
         return frame[frame.step <= self.step].reset_index(drop=True)
 
     @property
