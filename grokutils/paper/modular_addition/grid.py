@@ -32,8 +32,8 @@ LOSS_DTYPES = ("float32", "float64")
 BETA2S = (0.98, 0.999)
 DECAYS = (1.0, 0.1, 0.0)
 
-# What falls may last a few hundred steps.
-_EVERY = 100
+#: Steps between measurements: a fall may last a few hundred.
+EVERY = 100
 _SAVES_PER_DECADE = 5
 _LAYERS_PER_DECADE = 10
 
@@ -111,7 +111,7 @@ def run(
         if wanted and (not parts or part.name in parts):
             found += sweep(
                 wanted, BASE, part.seeds, part.out, thin_out=thin_out, jobs=jobs, progress=progress,
-                training=dict(measure_every=_EVERY, saves_per_decade=_SAVES_PER_DECADE),
+                training=dict(measure_every=EVERY, saves_per_decade=_SAVES_PER_DECADE),
             )  # fmt: skip
     return found
 
