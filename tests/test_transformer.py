@@ -6,7 +6,7 @@ import torch
 
 from grokutils import ConfigError, RunConfig, train
 from grokutils.experiment import data, models
-from grokutils.records.record import read_parquet, write_parquet
+from grokutils.records.files import read_parquet, write_parquet
 from grokutils.util import columns
 
 

@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from grokutils.util.checks import Interval, shown
 
 __all__ = ["ConfigError", "Member", "RunConfig", "RECIPES", "hyperparameters"]
 
@@ -45,6 +46,9 @@ MAX_STEPS = 2**24
 
 # Images of the rarest class there are to choose from, less what the test set must keep.
 MAX_PER_CLASS = {"mnist": 850, "digits": 150}
+
+#: Pixels of an image.
+PIXELS = {"mnist": 784, "digits": 64}
 
 # What each model can be trained on.
 _DATASETS = {"mlp": ("mnist", "digits"), "transformer": ("modular-addition",)}
@@ -130,7 +134,7 @@ class RunConfig:
         10000000
         """
         if not isinstance(name, str) or name not in RECIPES:
-            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {_shown(name)}.")
+            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {shown(name)}.")
         values = {"recipe_name": name, **RECIPES[name]}
         values.update({_LONG_NAME.get(k, k): v for k, v in overrides.items() if v is not None})
         _refuse_unknown(values)
@@ -155,7 +159,7 @@ class RunConfig:
         weight_decays = [self.weight_decay] if weight_decays is None else weight_decays
         for name, values in (("seeds", seeds), ("weight_decays", weight_decays)):
             if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-                raise ConfigError(f"{name} must be several numbers, such as (0, 1); got {_shown(values)}.")
+                raise ConfigError(f"{name} must be several numbers, such as (0, 1); got {shown(values)}.")
         return self.replace(members=tuple((s, d) for d, s in itertools.product(weight_decays, seeds)))
 
     def __post_init__(self) -> None:
@@ -176,12 +180,12 @@ class RunConfig:
         most = MAX_PER_CLASS[self.dataset]
         if self.per_class > most:
             raise ConfigError(
-                f"per_class must be between 1 and {most} for {self.dataset}; got {_shown(self.per_class)}."
+                f"per_class must be between 1 and {most} for {self.dataset}; got {shown(self.per_class)}."
             )
         if self.train_size % self.batch:
             raise ConfigError(
                 f"batch_size must divide the training set of {self.train_size} images; "
-                f"got {_shown(self.batch_size)}."
+                f"got {shown(self.batch_size)}."
             )
 
     def _check_pairs(self) -> None:
@@ -214,6 +218,43 @@ class RunConfig:
         """
         inner = self.width if self.model == "mlp" else self.d_mlp
         return self.batch * inner**2 > 50_000_000
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one network.
+
+        >>> RunConfig.recipe("paper").parameters
+        199210
+        """
+        if self.model == "mlp":
+            sizes = [PIXELS[self.dataset], *[self.width] * (self.depth - 1), 10]
+            return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+        d, tokens = self.d_model, self.p + 1
+        return (tokens + 3 + self.p) * d + 4 * d**2 + 2 * d * self.d_mlp + self.d_mlp + d
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a run holds at least: parameters, gradients and moments of all members, what a save makes of
+        them, the data, and the activations of a step."""
+        number = 8 if self.dtype == "float64" else 4
+        members, copies = len(self.networks), 4 + (self.optimizer == "amsgrad")
+        buffers = (2 * copies - 1) * self.parameters  # a save holds all but the gradients once more
+        if self.model == "mlp":
+            data = self.train_size * PIXELS[self.dataset]
+            hidden = 2 * self.batch * self.width * (self.depth - 1)
+        else:
+            data = 2 * self.p * self.train_size  # sums over pairs as matrix products
+            hidden = self.train_size * (12 * self.d_model + 2 * self.d_mlp + 4 * self.p)
+        return members * number * (buffers + data + hidden)
+
+    @property
+    def work(self) -> float:
+        """Floating-point operations of one step, of all members: a product forwards and two backwards for each
+        parameter and example."""
+        each = self.parameters
+        if self.model == "transformer":  # what depends on one token is computed once for each token, not pair
+            each = self.d_model**2 + 2 * self.d_model * self.d_mlp + 3 * self.p * self.d_model
+        return 6.0 * len(self.networks) * self.batch * each
 
     @property
     def batch(self) -> int:
@@ -267,7 +308,7 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_dict`."""
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a configuration must map names to values; got {_shown(values)}.")
+            raise ConfigError(f"a configuration must map names to values; got {shown(values)}.")
         _refuse_unknown(values)
         return cls(**values)
 
@@ -317,38 +358,16 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _shown(value: Any) -> str:
-    """A value as it goes into a message: one line of its repr, never a page."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python does not write out an int of thousands of digits
-        text = "an int of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _number(value: Any, kind: type) -> int | float | None:
-    """A number from a number or from its text, None if it is none; a whole float will do for an integer."""
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
-        return None
-    if kind is int and isinstance(value, numbers.Integral):
-        return int(value)
-    try:
-        number = float(value)
-        if kind is int:
-            return int(number) if int(number) == number else None
-    except (ValueError, OverflowError):
-        return None
-    return number + 0.0  # -0.0 is 0.0: equal configurations have one name and one identity
-
-
 def _allowed(name: str) -> str:
     """What a field may be, in words."""
     spec, kind = _FIELDS[name], _TYPES[name]
     if kind is str:
         return "one of " + ", ".join(map(repr, spec["choices"])) if spec["choices"] else "text"
-    limit = f"greater than {spec['low']:,}" if spec["open_low"] else f"of at least {spec['low']:,}"
-    limit += "" if spec["high"] is None else f" and at most {spec['high']:,}"
-    return f"{'a whole number' if kind is int else 'a number'} {limit}"
+    return str(_interval(kind, spec))
+
+
+def _interval(kind: type, spec: Mapping[str, Any]) -> Interval:
+    return Interval(kind, spec["low"], spec["high"], spec["open_low"])
 
 
 def hyperparameters() -> list[tuple[str, str, str]]:
@@ -364,15 +383,9 @@ def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
         if not isinstance(value, str) or (spec["choices"] and value not in spec["choices"]):
-            raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
+            raise ConfigError(f"{name} must be {_allowed(name)}; got {shown(value)}.")
         return value
-    number = _number(value, kind)
-    low, high, open_low = spec["low"], spec["high"], spec["open_low"]
-    # written so that NaN, of which no comparison holds, is refused
-    above = number is not None and (low < number if open_low else low <= number)
-    if not above or not (high is None or number <= high):
-        raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
-    return number
+    return _interval(kind, spec).check(name, value, text=True, error=ConfigError)
 
 
 def _checked_members(value: Any) -> tuple[Member, ...] | None:
@@ -396,7 +409,7 @@ def _checked_members(value: Any) -> tuple[Member, ...] | None:
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {_shown(value)}.") from None
+        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {shown(value)}.") from None
     if not members:
         raise ConfigError("members must name at least one (seed, weight_decay) pair; got none.")
     if len(set(members)) != len(members):

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from grokutils.experiment import data
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.record import Record, RecordError
 from grokutils.spectra import baselines
 from grokutils.spectra.layers import find_layers
@@ -26,6 +26,7 @@ from grokutils.spectra.verdict import THRESHOLDS, Thresholds, with_verdicts
 from grokutils.util import columns, paths
 from grokutils.util.blas import one_torch_thread
 from grokutils.util.progress import tqdm
+from grokutils.util.text import safe_name
 
 __all__ = ["Analysis", "NotKept", "analyze_record"]
 
@@ -111,13 +112,6 @@ def analyze_record(
     )
 
 
-_COLUMNS = {
-    "diagnostics": [name for name in columns.DIAGNOSTICS if name not in ("verdict", "reason")],
-    "spectra": list(columns.SPECTRA),
-    "baselines": list(columns.BASELINES),
-}
-
-
 class _Work:
     """What a record holds, what it lacks, and what has been computed since."""
 
@@ -200,14 +194,16 @@ class _Work:
         saved = set(self.source.steps_saved)
         for name in _FILES:
             path = self.source.folder / f"{name}.parquet"
-            frame = pd.DataFrame(columns=_COLUMNS[name])
-            if path.is_file():
+            frame = pd.DataFrame(columns=columns.stored(name))
+            if files.is_file(path):
                 try:
-                    stored = record.read_parquet(path)
+                    stored = self.source.table(name)
                 except RecordError as error:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
-                if stored.attrs.get("grokutils") == self.stamp[name]:
-                    frame = stored[_COLUMNS[name]]
+                if odd := [layer for layer in set(stored.get("layer", ())) if layer != safe_name(str(layer))]:
+                    raise RecordError(f"{path} names a layer {odd[0]!r}, which is no name of a parameter. Delete it.")
+                if _same_options(stored.attrs.get("grokutils"), self.stamp[name]):
+                    frame = stored[columns.stored(name)]
                 else:
                     lost |= not set(stored.get("step", ())) <= saved
             frames[name] = frame
@@ -235,24 +231,30 @@ class _Work:
             )  # fmt: skip
             return
         try:
-            with record.locked(self.source.folder):
+            with files.locked(self.source.folder):
                 kept = self._joined(self._stored()[0])  # another process may have been here meanwhile
                 for name in _FILES:
                     kept[name].attrs["grokutils"] = self.stamp[name]
-                    record.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
+                    files.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
         except RecordError as error:
             warnings.warn(f"the analysis of {self.source.name} is not stored: {error}", NotKept, stacklevel=4)
 
     def _joined(self, frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         joined = {}
         for name, frame in frames.items():
-            new = pd.DataFrame(self.new[name], columns=_COLUMNS[name])
+            new = pd.DataFrame(self.new[name], columns=columns.stored(name))
             if len(new):
                 old = _only(frame, _keys(frame) - _keys(new))
                 new = pd.concat([old, new], ignore_index=True) if len(old) else new
                 frame = new.sort_values(["step", "member"], kind="stable", ignore_index=True)
             joined[name] = frame
         return joined
+
+
+def _same_options(stored: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether the numbers are the same; an option that is younger than the file had what is now its default."""
+    defaults = {name: _plain(value) for name, value in Options().as_dict().items() if name in wanted}
+    return isinstance(stored, Mapping) and defaults | dict(stored) == wanted
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,8 @@ __all__ = ["MatrixDiagnosis", "Options", "diagnose_layer", "diagnose_matrix"]
 # The Monte-Carlo p needs hundreds of random spectra of the same shape: a second for 200 eigenvalues (once in
 # a process), many minutes for thousands.
 _LARGEST_NULL = 512
+# Of shuffles and other repetitions: more would fill the memory and take hours, and say no more.
+_MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("shuffles", "bootstrap", "ks_draws"):
-            _check_count(name, getattr(self, name))
+            _check_count(name, getattr(self, name), _MOST)
         if not isinstance(self.seed, (np.random.Generator, np.random.RandomState)):
             _check_count("seed", self.seed)
         if self.method not in METHODS:
@@ -58,12 +60,13 @@ class Options:
     @property
     def whole_seed(self) -> int:
         """The seed of what cannot be drawn from a generator."""
-        return self.seed if isinstance(self.seed, (int, np.integer)) else 0
+        return int(self.seed) if isinstance(self.seed, (int, np.integer)) else 0
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+def _check_count(name: str, value: Any, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+        limit = "" if most == math.inf else f" and at most {most:,}"
+        raise ValueError(f"{name} must be a whole number of at least 0{limit}; got {value!r}.")
 
 
 DEFAULTS = Options()
@@ -151,7 +154,7 @@ def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
             return esd(matrix)  # says how large its entries are
     eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
-    if cutoff != "relative" and rounding > 0.01 * cutoff:
+    if not isinstance(cutoff, str) and rounding > 0.01 * cutoff:
         return esd(matrix)
     return np.where(eigenvalues > rounding, eigenvalues, 0.0)
 
@@ -212,7 +215,7 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
 
 def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
     """How localised the first shuffle's largest trap is: what `trap_vectors` says of it, without the places."""
-    generator = np.random.default_rng([seed, 0]) if isinstance(seed, (int, np.integer)) else seed
+    generator = np.random.default_rng([int(seed), 0]) if isinstance(seed, (int, np.integer)) else seed
     shuffled = shuffle_matrix(matrix, generator)
     wide = shuffled if matrix.shape[0] <= matrix.shape[1] else shuffled.T
     M = wide.shape[0]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.record import Record, publish
 from grokutils.training import schedule
 from grokutils.training.sweep import Condition, Outcome, sweep
@@ -120,19 +120,17 @@ def thin_out(done: Record) -> None:
     """Make a record small: no weights, spectra without shuffles, numbers in float32, and the layers' statistics
     at log-spaced steps alone (NaN at the others)."""
     publish(done, done.folder, ())
-    with record.locked(done.folder):
-        path = done.folder / "spectra.parquet"
-        spectra = record.read_parquet(path)
-        kept = spectra[spectra.shuffle < 0].reset_index(drop=True)
-        kept.attrs = spectra.attrs
-        record.write_parquet(path, kept)
-        path = done.folder / "metrics.parquet"
-        metrics = record.read_parquet(path)
-        layers = tuple(name.removesuffix("kurtosis") for name in metrics if name.endswith("_kurtosis"))
-        between = ~metrics.step.isin(schedule.log_spaced(done.config.steps, _LAYERS_PER_DECADE))
-        metrics.loc[between, [name for name in metrics if name.startswith(layers)]] = np.nan
-        numbers = [name for name in metrics.select_dtypes("float64") if name != "weight_decay"]
-        record.write_parquet(path, metrics.astype(dict.fromkeys(numbers, "float32")))
+    spectra, metrics = done.table("spectra"), done.metrics
+    kept = spectra[spectra.shuffle < 0].reset_index(drop=True)
+    layers = tuple(name.removesuffix("kurtosis") for name in metrics if name.endswith("_kurtosis"))
+    between = ~metrics.step.isin(schedule.log_spaced(done.config.steps, _LAYERS_PER_DECADE))
+    metrics.loc[between, [name for name in metrics if name.startswith(layers)]] = np.nan
+    numbers = [name for name in metrics.select_dtypes("float64") if name != "weight_decay"]
+    rounded = metrics.astype(dict.fromkeys(numbers, "float32"))
+    kept.attrs, rounded.attrs = spectra.attrs, metrics.attrs
+    with files.locked(done.folder):
+        files.write_parquet(done.folder / "spectra.parquet", kept)
+        files.write_parquet(done.folder / "metrics.parquet", rounded)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from grokutils.paper.modular_addition import grid
-from grokutils.records.record import Record, RecordError, read_parquet
+from grokutils.records.files import RecordError
+from grokutils.records.record import Record
 from grokutils.util import paths
 
 __all__ = ["by_condition", "by_network", "falls", "records"]
@@ -90,8 +91,8 @@ def by_network(found: Iterable[tuple[grid.Recipe, Record]] | None = None) -> pd.
     rows = []
     for recipe, record in records() if found is None else found:
         metrics = record.metrics
-        spectra = record.folder / "diagnostics.parquet"
-        diagnostics = read_parquet(spectra) if spectra.is_file() else pd.DataFrame()
+        analysed = (record.folder / "diagnostics.parquet").is_file()
+        diagnostics = record.table("diagnostics") if analysed else pd.DataFrame()
         for (member, seed), own in metrics.groupby(["member", "seed"]):
             values = {name: getattr(recipe, name) for name in ("loss_dtype", "beta2", "weight_decay", "learning_rate")}
             rows.append(values | {"seed": seed} | _network(own) | _spectra(diagnostics, member, own))
