@@ -3,7 +3,7 @@
 >>> [condition.name for condition in grid()[0].conditions[:2]]
 ['float32-0.98-wd1-lr0.01', 'float32-0.999-wd1-lr0.01']
 
-``python -m grokutils.paper.modular_addition.grid`` runs them, in `PARTS`' order, and goes on where it stopped.
+``python -m grokutils.paper.modular_addition.grid`` runs them, the parts in order, and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from grokutils.records.record import Record, publish
 from grokutils.training import schedule
 from grokutils.training.sweep import Condition, Outcome, sweep
 
-__all__ = ["BASE", "OUT", "Part", "Recipe", "grid", "run"]
+__all__ = ["BASE", "OUT", "SMALL", "Part", "Recipe", "grid", "run"]
 
 OUT = "results/modular-grid"
 
-#: All of them: addition modulo 29, half of the pairs, a quarter of the paper's width.
+#: Addition modulo 29, half of the pairs; and a smaller one, which shows in minutes what there is to see early.
 BASE = RunConfig.recipe("modular", p=29, fraction=0.5, d_model=48, n_heads=4, d_mlp=128, steps=100_000)
+SMALL = RunConfig.recipe("modular", p=23, fraction=0.6, d_model=32, n_heads=4, d_mlp=64, steps=20_000)
 
 LOSS_DTYPES = ("float32", "float64")
 BETA2S = (0.98, 0.999)
@@ -53,6 +54,7 @@ class Part:
     """Conditions that are run one after another, with the same seeds."""
 
     name: str
+    base: RunConfig
     conditions: tuple[Recipe, ...]
     seeds: range
 
@@ -77,9 +79,11 @@ def grid() -> tuple[Part, ...]:
             for loss_dtype, decay, beta2 in itertools.product(LOSS_DTYPES, DECAYS, BETA2S)
         )
 
+    sizes = [(SMALL, range(2), 1e-2)]
+    sizes += [(BASE, seeds, rate) for seeds, rate in itertools.product((range(3), range(3, 5)), (1e-2, 1e-3))]
     return tuple(
-        Part(f"lr{rate:g}-seeds{seeds[0]}to{seeds[-1]}", conditions(rate), seeds)
-        for seeds, rate in itertools.product((range(3), range(3, 5)), (1e-2, 1e-3))
+        Part(f"p{base.p}-lr{rate:g}-seeds{seeds[0]}to{seeds[-1]}", base, conditions(rate), seeds)
+        for base, seeds, rate in sizes
     )
 
 
@@ -88,7 +92,7 @@ def run(
 ) -> list[Outcome]:
     """Run the grid, or go on with it; what is done already is only read.
 
-    >>> run(["lr0.01-seeds0to2"], jobs=1)                                          # doctest: +SKIP
+    >>> run(["p29-lr0.01-seeds0to2"], jobs=1)                                      # doctest: +SKIP
 
     Parameters
     ----------
@@ -110,7 +114,7 @@ def run(
         wanted = [c for c in part.conditions if not only or c.name in only]
         if wanted and (not parts or part.name in parts):
             found += sweep(
-                wanted, BASE, part.seeds, part.out, thin_out=thin_out, jobs=jobs, progress=progress,
+                wanted, part.base, part.seeds, part.out, thin_out=thin_out, jobs=jobs, progress=progress,
                 training=dict(measure_every=EVERY, saves_per_decade=_SAVES_PER_DECADE),
             )  # fmt: skip
     return found

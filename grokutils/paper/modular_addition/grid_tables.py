@@ -65,7 +65,7 @@ def falls(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def records() -> Iterator[tuple[grid.Recipe, Record]]:
+def records() -> Iterator[tuple[grid.Part, grid.Recipe, Record]]:
     """The conditions that are there, also those that are still running."""
     for part in grid.grid():
         for recipe in part.conditions:
@@ -74,13 +74,13 @@ def records() -> Iterator[tuple[grid.Recipe, Record]]:
                 found.provenance  # noqa: B018  (a run may be cut off before its first save)
             except RecordError:
                 continue
-            yield recipe, found
+            yield part, recipe, found
 
 
-def by_network(found: Iterable[tuple[grid.Recipe, Record]] | None = None) -> pd.DataFrame:
+def by_network(found: Iterable[tuple[grid.Part, grid.Recipe, Record]] | None = None) -> pd.DataFrame:
     """A row for each network of the grid.
 
-    Columns: the recipe (``loss_dtype, beta2, weight_decay, learning_rate``), ``seed``, ``steps`` (taken so far);
+    Columns: ``p`` and the recipe (``loss_dtype, beta2, weight_decay, learning_rate``), ``seed``, ``steps`` (taken so far);
     ``generalised`` (the first step at 0.95, NaN: never) and ``best``; of the `falls` their number ``falls``,
     how many ``known`` (the training accuracy stayed at 0.99 at all measured steps), ``lasting``, the median ``depth`` and
     ``duration``, the ``deepest``; ``below``: share of the time since it generalised spent in falls; mean and standard deviation ``test_mean``,
@@ -89,13 +89,13 @@ def by_network(found: Iterable[tuple[grid.Recipe, Record]] | None = None) -> pd.
     last; ``traps``: the mean number per matrix over the saved steps since; NaN before a run is complete.
     """
     rows = []
-    for recipe, record in records() if found is None else found:
+    for part, recipe, record in records() if found is None else found:
         metrics = record.metrics
         analysed = (record.folder / "diagnostics.parquet").is_file()
         diagnostics = record.table("diagnostics") if analysed else pd.DataFrame()
         for (member, seed), own in metrics.groupby(["member", "seed"]):
             values = {name: getattr(recipe, name) for name in ("loss_dtype", "beta2", "weight_decay", "learning_rate")}
-            rows.append(values | {"seed": seed} | _network(own) | _spectra(diagnostics, member, own))
+            rows.append({"p": part.base.p} | values | {"seed": seed} | _network(own) | _spectra(diagnostics, member, own))
     return pd.DataFrame(rows)
 
 
@@ -129,7 +129,7 @@ def _spectra(diagnostics: pd.DataFrame, member: int, own: pd.DataFrame) -> dict[
 
 def by_condition(networks: pd.DataFrame) -> pd.DataFrame:
     """`by_network` in numbers of networks, sums of falls and medians over seeds: a row for each recipe."""
-    recipe = ["loss_dtype", "beta2", "weight_decay", "learning_rate"]
+    recipe = ["p", "loss_dtype", "beta2", "weight_decay", "learning_rate"]
     groups = networks.assign(generalising=networks.generalised.notna()).groupby(recipe, sort=False)
     median = lambda name: pd.NamedAgg(name, "median")  # noqa: E731
     total = lambda name: pd.NamedAgg(name, "sum")  # noqa: E731
