@@ -100,29 +100,26 @@ def by_network(found: Iterable[tuple[grid.Part, grid.Recipe, Record]] | None = N
 
 
 def _network(own: pd.DataFrame) -> dict[str, float]:
-    there = own.step[own.test_accuracy >= GENERALISES]
+    there = own.step[own.test_accuracy >= GENERALISES].min()  # NaN if there is none
+    since = own[own.step >= there]
     fell = falls(own)
-    even = own[own.step % grid.EVERY == 0]
-    row = {
-        "steps": own.step.max(), "generalised": there.min() if len(there) else np.nan, "best": own.test_accuracy.max(),
-        "final": own.test_accuracy.iloc[-1], "train_worst": np.nan, "falls": len(fell),
+    even, duration = own[own.step % grid.EVERY == 0], fell.end - fell.begin
+    return {
+        "steps": own.step.max(), "generalised": there, "best": own.test_accuracy.max(),
+        "final": own.test_accuracy.iloc[-1], "train_worst": since.train_accuracy.min(), "falls": len(fell),
         "known": int((fell.train_accuracy >= KNOWN).sum()), "lasting": int(fell.lasting.sum()),
-        "depth": fell.depth.median(), "deepest": fell.depth.max(), "duration": (fell.end - fell.begin).median(),
+        "depth": fell.depth.median(), "deepest": fell.depth.max(), "duration": duration.median(),
+        "below": duration.sum() / max(own.step.max() - there, 1) if len(since) else np.nan,
+        "test_mean": even[even.step >= there].test_accuracy.mean(), "test_sd": even[even.step >= there].test_accuracy.std(),
         "margin": even[even.step >= 0.9 * own.step.max()].train_margin_min.median(),
     }  # fmt: skip
-    if len(there):
-        since = even[even.step >= there.min()]
-        row["below"] = (fell.end - fell.begin).sum() / max(own.step.max() - there.min(), 1)
-        row["train_worst"] = own.train_accuracy[own.step >= there.min()].min()
-        row["test_mean"], row["test_sd"] = since.test_accuracy.mean(), since.test_accuracy.std()
-    return row
 
 
 def _spectra(diagnostics: pd.DataFrame, member: int, own: pd.DataFrame) -> dict[str, float]:
-    there = own.step[own.test_accuracy >= GENERALISES]
-    if diagnostics.empty or there.empty:
+    there = own.step[own.test_accuracy >= GENERALISES].min()
+    if diagnostics.empty or np.isnan(there):
         return {"alpha_then": np.nan, "alpha_now": np.nan, "traps": np.nan}
-    matrices = diagnostics[(diagnostics.member == member) & (diagnostics.step >= there.min())]
+    matrices = diagnostics[(diagnostics.member == member) & (diagnostics.step >= there)]
     mean = matrices[matrices.layer != "position"].groupby("step")[["alpha", "traps"]].mean()
     return {"alpha_then": mean.alpha.iloc[0], "alpha_now": mean.alpha.iloc[-1], "traps": mean.traps.mean()}
 
