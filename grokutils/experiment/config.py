@@ -112,6 +112,10 @@ class RunConfig:
     )
     steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
     dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
+    loss_dtype: str = _spec(
+        "float64", "floating-point type of the cross-entropy and its gradient", choices=("float64", "float32"),
+        only="transformer",
+    )
     seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
     intervention: str = _spec("", "hooks of the training loop and the record it was forked from; set by `train`")
     members: tuple[Member, ...] | None = field(
@@ -239,8 +243,8 @@ class RunConfig:
             data = self.train_size * PIXELS[self.dataset]
             hidden = 2 * self.batch * self.width * (self.depth - 1)
         else:
-            data = 2 * self.p**3  # sums over pairs as matrix products
-            hidden = self.train_size * (8 * self.d_model + 2 * self.d_mlp + 4 * self.p)
+            data = 2 * self.p * self.train_size  # sums over pairs as matrix products
+            hidden = self.train_size * (12 * self.d_model + 2 * self.d_mlp + 4 * self.p)
         return members * number * (buffers + data + hidden)
 
     @property
