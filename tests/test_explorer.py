@@ -17,7 +17,7 @@ import pytest
 from grokutils import RunConfig, train
 from grokutils.paper.explorer.page import explorer_data, explorer_html
 from grokutils.paper.kit.figures import PHASE_COLORS
-from grokutils.records.record import write_parquet
+from grokutils.records.files import write_parquet
 from grokutils.records.study import study
 
 BROWSER = check_book.find_browser()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
-from grokutils.records import record as records
+from grokutils.records import files
 from grokutils.training.hooks import CenterRows
 
 
@@ -91,7 +91,7 @@ def test_it_resumes_exactly(source, tmp_path):
     whole = fork(source, tmp_path / "whole", step=0)
     fork(source, tmp_path / "cut", tiny(steps=11), step=0)
     rest = fork(source, tmp_path / "cut", step=0)
-    own, theirs = (records.read_tensors(r.folder / "state.safetensors")[0] for r in (whole, rest))
+    own, theirs = (files.read_tensors(r.folder / "state.safetensors")[0] for r in (whole, rest))
     assert all(np.array_equal(own[name], theirs[name]) for name in own)
     assert load_record(rest.folder).provenance["origin"] == whole.provenance["origin"]
 

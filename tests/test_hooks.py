@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
 from grokutils.experiment import models
-from grokutils.records import record as records
+from grokutils.records import files
 from grokutils.training.hooks import (
     CenterRows,
     ClipWeights,
@@ -159,7 +159,7 @@ def test_with_hooks_a_run_resumes_exactly(tmp_path, cut):
     # `steps` is not part of a run's identity: a shorter run is the start of a longer one
     go(tmp_path / "cut", *hooks(), config=tiny(steps=cut))
     rest = go(tmp_path / "cut", *hooks())
-    own, theirs = (records.read_tensors(r.folder / "state.safetensors")[0] for r in (whole, rest))
+    own, theirs = (files.read_tensors(r.folder / "state.safetensors")[0] for r in (whole, rest))
     assert any(name.startswith("hook0/") for name in own) and own.keys() == theirs.keys()
     assert all(np.array_equal(own[name], theirs[name]) for name in own)
 

@@ -34,7 +34,8 @@ from grokutils.paper.harmful_traps.words import (
     told_in_words,
     undone_in_words,
 )
-from grokutils.records.record import publish, read_tensors, write_tensors
+from grokutils.records.files import read_tensors, write_tensors
+from grokutils.records.record import publish
 from grokutils.util import columns
 
 #: Networks that have traps at once: the mean of their weights is not zero for long at this scale.
@@ -141,7 +142,6 @@ def test_a_network_that_is_not_finite_has_no_rows(source, tmp_path, monkeypatch)
     path = copy.folder / "checkpoints" / "step_00000400.safetensors"
     arrays, metadata = read_tensors(path)
     arrays["member1/fc1.weight"] = np.full_like(arrays["member1/fc1.weight"], np.nan)
-    metadata.pop("sha256")
     write_tensors(path, arrays, metadata)
     found = interventions_of(copy, compute=True, progress=False)
     assert set(found.member) == {0}

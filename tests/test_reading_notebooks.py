@@ -14,7 +14,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from grokutils import RunConfig, load_record, train
-from grokutils.records.record import read_parquet
+from grokutils.records.files import read_parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 READING = ("03_alpha", "04_traps", "05_baselines", "06_weight_decay", "08_harmful_traps")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from grokutils import RecordError, RunConfig, load_record, train
+from grokutils.records import files
 from grokutils.records import record as records
 from grokutils.util import paths
 
@@ -34,8 +35,8 @@ def tiny(**changes) -> RunConfig:
 )
 def test_tensors_come_back_as_they_went(arrays, tmp_path_factory):
     path = tmp_path_factory.mktemp("t") / "x.safetensors"
-    records.write_tensors(path, arrays, {"step": "7"})
-    back, metadata = records.read_tensors(path)
+    files.write_tensors(path, arrays, {"step": "7"})
+    back, metadata = files.read_tensors(path)
     assert metadata["step"] == "7" and set(back) == set(arrays)
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype and back[name].tobytes() == array.tobytes()
@@ -43,31 +44,31 @@ def test_tensors_come_back_as_they_went(arrays, tmp_path_factory):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    records.write_json(path, 1)
+    files.write_json(path, 1)
 
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", broken)
+    monkeypatch.setattr(files.os, "fsync", broken)
     with pytest.raises(RecordError, match=r"x\.json could not be written: there is no space left"):
-        records.write_json(path, 2)
+        files.write_json(path, 2)
     assert json.loads(path.read_text()) == 1 and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_every_flipped_bit_of_the_numbers_is_noticed(tmp_path):
     path = tmp_path / "x.safetensors"
-    records.write_tensors(path, {"a": np.arange(4.0)}, {})
+    files.write_tensors(path, {"a": np.arange(4.0)}, {})
     content = path.read_bytes()
     for place in range(len(content) - 32, len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(RecordError, match="does not match its checksum"):
-            records.read_tensors(path)
+            files.read_tensors(path)
 
 
 def test_a_pickle_is_no_record_file(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(RecordError, match="damaged or no safetensors file"):
-        records.read_tensors(tmp_path / "x.safetensors")
+        files.read_tensors(tmp_path / "x.safetensors")
 
 
 def test_weights_that_are_not_there(tmp_path):
@@ -113,8 +114,7 @@ def test_a_published_unfinished_run_goes_on(results, tmp_path):
     whole = train(tiny(), tmp_path / "whole", progress=False)
     half = train(tiny(steps=50), "x", progress=False)
     (half.folder / "config.json").write_text(json.dumps(tiny().to_dict()))
-    provenance = half.provenance | {"complete": False}
-    (half.folder / "provenance.json").write_text(json.dumps(provenance))
+    files.write_json(half.folder / "provenance.json", files.sealed(half.provenance | {"complete": False}))
     records.publish(load_record("x"), results / "x", steps=[50])
     resumed = train(tiny(), results / "x", progress=False)
     for name, array in whole.weights(100).items():

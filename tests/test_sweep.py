@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
-from grokutils.records.record import read_parquet
+from grokutils.records.files import read_parquet
 from grokutils.training.hooks import ClipWeights, Hook
 from grokutils.training.sweep import Condition, Fork, check, config_of, folder_of, sweep
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from grokutils import ConfigError, RecordError, RunConfig, TrainingDiverged, load_record, train
-from grokutils.records import record as records
+from grokutils.records import files
 from grokutils.training.schedule import log_spaced
 
 
@@ -26,7 +26,7 @@ def tiny(**changes) -> RunConfig:
 
 def bits(folder: Path) -> dict[str, bytes]:
     """Everything that must not depend on how a run was cut up."""
-    arrays, metadata = records.read_tensors(folder / "state.safetensors")
+    arrays, metadata = files.read_tensors(folder / "state.safetensors")
     return {name: a.tobytes() for name, a in arrays.items()} | {"step": metadata["step"].encode()}
 
 
@@ -141,7 +141,7 @@ def test_signals_save_first(tmp_path, kind):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and f"interrupted: {kind.name} at step" in err
     record = load_record(tmp_path / "x")
-    _, metadata = records.read_tensors(record.folder / "state.safetensors")
+    _, metadata = files.read_tensors(record.folder / "state.safetensors")
     assert int(metadata["step"]) == record.step >= 100 and not record.complete
 
 
@@ -229,7 +229,7 @@ def test_divergence_keeps_the_last_good_state(tmp_path):
         train(config, folder, progress=False)
     record = load_record(folder)
     assert not record.complete
-    arrays, metadata = records.read_tensors(folder / "state.safetensors")
+    arrays, metadata = files.read_tensors(folder / "state.safetensors")
     assert all(np.isfinite(a).all() for a in arrays.values()) and int(metadata["step"]) == record.step
 
 
@@ -271,10 +271,10 @@ def test_full_disk(tmp_path):
         assert "could not be written: there is no space left" in run.stderr
         assert not list((folder / "x").rglob("*.tmp"))
         if mounted:
-            arrays, metadata = records.read_tensors(folder / "x" / "state.safetensors")
+            arrays, metadata = files.read_tensors(folder / "x" / "state.safetensors")
             good = int(metadata["step"])
             straight = train(RunConfig.recipe("express", steps=max(good, 1)), tmp_path / "y", progress=False)
-            theirs, _ = records.read_tensors(straight.folder / "state.safetensors")
+            theirs, _ = files.read_tensors(straight.folder / "state.safetensors")
             assert all(np.array_equal(arrays[k], theirs[k]) for k in arrays), "the last good state is intact"
     finally:
         if mounted:

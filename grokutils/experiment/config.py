@@ -46,6 +46,9 @@ MAX_STEPS = 2**24
 # Images of the rarest class there are to choose from, less what the test set must keep.
 MAX_PER_CLASS = {"mnist": 850, "digits": 150}
 
+#: Pixels of an image.
+PIXELS = {"mnist": 784, "digits": 64}
+
 # What each model can be trained on.
 _DATASETS = {"mlp": ("mnist", "digits"), "transformer": ("modular-addition",)}
 
@@ -210,6 +213,43 @@ class RunConfig:
         """
         inner = self.width if self.model == "mlp" else self.d_mlp
         return self.batch * inner**2 > 50_000_000
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one network.
+
+        >>> RunConfig.recipe("paper").parameters
+        199210
+        """
+        if self.model == "mlp":
+            sizes = [PIXELS[self.dataset], *[self.width] * (self.depth - 1), 10]
+            return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+        d, tokens = self.d_model, self.p + 1
+        return (tokens + 3 + self.p) * d + 4 * d**2 + 2 * d * self.d_mlp + self.d_mlp + d
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a run holds at least: parameters, gradients and moments of all members, what a save makes of
+        them, the data, and the activations of a step."""
+        number = 8 if self.dtype == "float64" else 4
+        members, copies = len(self.networks), 4 + (self.optimizer == "amsgrad")
+        buffers = (2 * copies - 1) * self.parameters  # a save holds all but the gradients once more
+        if self.model == "mlp":
+            data = self.train_size * PIXELS[self.dataset]
+            hidden = 2 * self.batch * self.width * (self.depth - 1)
+        else:
+            data = 2 * self.p**3  # sums over pairs as matrix products
+            hidden = self.train_size * (8 * self.d_model + 2 * self.d_mlp + 4 * self.p)
+        return members * number * (buffers + data + hidden)
+
+    @property
+    def work(self) -> float:
+        """Floating-point operations of one step, of all members: a product forwards and two backwards for each
+        parameter and example."""
+        each = self.parameters
+        if self.model == "transformer":  # what depends on one token is computed once for each token, not pair
+            each = self.d_model**2 + 2 * self.d_model * self.d_mlp + 3 * self.p * self.d_model
+        return 6.0 * len(self.networks) * self.batch * each
 
     @property
     def batch(self) -> int:

@@ -72,8 +72,9 @@ from grokutils.paper.judge.published import (
     TABLE_4,
     Number,
 )
+from grokutils.records.files import write_json
 from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
-from grokutils.records.record import RecordError, load_record, write_json
+from grokutils.records.record import RecordError, load_record
 from grokutils.util import paths
 
 __all__ = ["CLAIMS", "REFERENCE", "TOPICS", "judge", "table", "with_run", "write"]

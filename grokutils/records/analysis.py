@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from grokutils.experiment import data
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.record import Record, RecordError
 from grokutils.spectra import baselines
 from grokutils.spectra.layers import find_layers
@@ -203,7 +203,7 @@ class _Work:
             frame = pd.DataFrame(columns=_COLUMNS[name])
             if path.is_file():
                 try:
-                    stored = record.read_parquet(path)
+                    stored = self.source.table(name)
                 except RecordError as error:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
                 if stored.attrs.get("grokutils") == self.stamp[name]:
@@ -235,11 +235,11 @@ class _Work:
             )  # fmt: skip
             return
         try:
-            with record.locked(self.source.folder):
+            with files.locked(self.source.folder):
                 kept = self._joined(self._stored()[0])  # another process may have been here meanwhile
                 for name in _FILES:
                     kept[name].attrs["grokutils"] = self.stamp[name]
-                    record.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
+                    files.write_parquet(self.source.folder / f"{name}.parquet", kept[name])
         except RecordError as error:
             warnings.warn(f"the analysis of {self.source.name} is not stored: {error}", NotKept, stacklevel=4)
 

@@ -1,4 +1,4 @@
-"""A run on disk: written so that a crash at any moment leaves the last good state, read without pickle.
+"""A run on disk, and how it is read.
 
 ::
 
@@ -8,45 +8,51 @@
     state.safetensors           what a later process needs to go on (not in finished reference records)
     provenance.json             how far, complete or not, versions, hardware, wall time, data digests
 
-Every file appears by write-to-temporary, fsync, rename. The state is written last: whatever it says has
-been done is already in the other files.
+Every file says which run it belongs to, and reading checks it (`grokutils.records.files` writes and reads them). The
+state is written last: whatever it says has been done is already in the other files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
+import functools
+import math
+import numbers
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
-import safetensors
-import safetensors.numpy
 import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
+from grokutils.records import files
+from grokutils.records.files import RecordError
 from grokutils.util import paths
 
-__all__ = ["Record", "RecordError", "find_reference", "list_records", "load_record", "publish"]
+__all__ = ["FORMAT", "Record", "RecordError", "Unmarked", "find_reference", "list_records", "load_record", "publish"]
 
+#: Of the records written now: all their files carry marks of their run.
+FORMAT = 2
 
 # What analysis adds to a record.
 _DERIVED = (
     "diagnostics.parquet", "spectra.parquet", "baselines.parquet", "interventions.parquet", "regrowth.parquet"
 )  # fmt: skip
 
+# Columns of the metrics of any network.
+_METRICS = (
+    "step", "member", "seed", "weight_decay", "train_accuracy", "train_loss", "test_accuracy", "test_loss", "l2_norm"
+)  # fmt: skip
 
-class RecordError(RuntimeError):
-    """A record cannot be read, written or continued; the message says which file and what to do."""
+
+class Unmarked(UserWarning):
+    """A record of an earlier version, whose files do not say which run they belong to."""
 
 
 class Record:
@@ -78,8 +84,13 @@ class Record:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Versions, hardware, wall time, data digests and how far the run is."""
-        return _read_json(self.folder / "provenance.json", ("step", "complete", "data", "sessions"))
+        """Versions, hardware, wall time, data digests and how far the run is.
+
+        Raises
+        ------
+        RecordError : a damaged file, or that of another run.
+        """
+        return read_provenance(self.folder, self.config)
 
     @property
     def complete(self) -> bool:
@@ -96,15 +107,55 @@ class Record:
     def metrics(self) -> pd.DataFrame:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
         and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
-        frame = read_parquet(self.folder / "metrics.parquet")
+        provenance = self.provenance
+        frame = self.table("metrics")
+        path = self.folder / "metrics.parquet"
+        if lost := [name for name in _METRICS if name not in frame or frame[name].dtype.kind not in "iuf"]:
+            raise RecordError(f"{path} is damaged: it has no column of numbers {lost[0]!r}.")
+        networks = self.config.networks
+        whose = pd.DataFrame([vars(network) for network in networks]).reindex(frame.member)
+        if not all(np.array_equal(whose[name], frame[name]) for name in whose):
+            raise RecordError(f"{path} belongs to another run: its seeds or weight decays are not those of config.json.")
+        if frame.attrs.get("grokutils", {}).get("step", math.inf) < provenance["step"]:
+            raise RecordError(f"{path} is of an earlier time of this run: it does not reach step {provenance['step']:,}.")
         return frame[frame.step <= self.step].reset_index(drop=True)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table ``<name>.parquet`` of this record, if it belongs to this run.
+
+        Raises
+        ------
+        RecordError : no such file, a damaged one, or one of another run.
+        """
+        path = self.folder / f"{name}.parquet"
+        frame = files.read_parquet(path)
+        identity = frame.attrs.get("grokutils", {}).get("identity")
+        self._check_marks(path, identity, "sha256" in frame.attrs)
+        return frame
+
+    def _check_marks(self, path: Path, identity: str | None, whole: bool = True) -> None:
+        """Refuse a file of another run; `identity` is what the file says, None if it says nothing."""
+        if identity not in (None, self.config.identity):
+            raise RecordError(f"{path} belongs to another run than {self.folder / 'config.json'}; move it away.")
+        if identity is not None and whole:
+            return
+        if self._all_marked():
+            raise RecordError(f"{path} does not say which run it belongs to, and all files of this record do; move it away.")
+        if not self.folder.resolve().is_relative_to(paths.results_dir().resolve()):  # those are under version control
+            _warn_once(self.folder)
+
+    def _all_marked(self) -> bool:
+        """Whether it was written by a version that marks all files."""
+        there = (self.folder / "provenance.json").is_file()
+        return there and self.provenance.get("format", 1) >= FORMAT
 
     @property
     def steps_saved(self) -> list[int]:
         """Steps whose weights are on disk, ascending."""
-        found = (self.folder / "checkpoints").glob("step_*.safetensors")
-        steps = [int(m[1]) for p in found if (m := re.fullmatch(r"step_(\d+)\.safetensors", p.name))]
-        return sorted(s for s in steps if s <= self.step)
+        found = files.names_in(self.folder / "checkpoints")
+        steps = [int(m[1]) for name in found if (m := re.fullmatch(r"step_(\d+)\.safetensors", name))]
+        done = self.step
+        return sorted(s for s in steps if s <= done)
 
     def weights(self, step: int | None = None, member: int = 0) -> dict[str, np.ndarray]:
         """Weights at a saved step (default: the last) by their `torch.nn` names: ``fc1.weight``
@@ -113,7 +164,7 @@ class Record:
         Raises
         ------
         ValueError : a step that was not saved, or a member the run has not got.
-        RecordError : a damaged file.
+        RecordError : a damaged file, or one of another run or step.
         """
         saved = self.steps_saved
         if not saved:
@@ -125,7 +176,11 @@ class Record:
         count = len(self.config.networks)
         if not 0 <= member < count:
             raise ValueError(f"member must be between 0 and {count - 1}; got {member}.")
-        arrays, _ = read_tensors(checkpoint_path(self.folder, step))
+        path = checkpoint_path(self.folder, step)
+        arrays, metadata = files.read_tensors(path)
+        self._check_marks(path, metadata.get("identity"))
+        if metadata.get("step", str(step)) != str(step):
+            raise RecordError(f"{path} holds the weights of step {metadata['step']}, not of step {step}; move it away.")
         if count == 1:
             return arrays
         prefix = f"member{member}/"
@@ -203,168 +258,67 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
 
     Raises
     ------
-    RecordError : `source` is being trained at this moment, or damaged.
-    ValueError : a step was not saved.
+    RecordError : `source` is being trained at this moment, or damaged, or `target` is no place for it.
+    ValueError : a step was not saved, or is no whole number.
     """
-    steps = set(steps)
+    steps = {_whole(step) for step in steps}
     if missing := sorted(steps - set(source.steps_saved)):
         raise ValueError(f"step {missing[0]:,} of {source.name} was not saved.")
     in_place = target.resolve() == source.folder.resolve()
+    files.check_target(target)
+    if (target / "config.json").is_file() and _read_config(target).identity != source.config.identity:
+        raise RecordError(f"{target} holds another run; choose another name.")
     keep = [Path("config.json"), Path("metrics.parquet"), Path("provenance.json")]
     keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
     keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
     if not source.complete:
         keep.append(Path("state.safetensors"))
-    with locked(source.folder):
-        with contextlib.nullcontext() if in_place else locked(target):
+    with files.locked(source.folder):
+        with contextlib.nullcontext() if in_place else files.locked(target):
             if not in_place:
                 for name in keep:
-                    write_atomic(target / name, (source.folder / name).read_bytes())
+                    files.write_atomic(target / name, files.read_bytes(source.folder / name))
             for old in [*(target / "checkpoints").glob("*.safetensors"), target / "state.safetensors"]:
                 if old.relative_to(target) not in keep:
                     old.unlink(missing_ok=True)
     return Record(target)
 
 
-# -- writing ------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file's content, whole or not at all.
-
-    Raises
-    ------
-    RecordError : the disk is full or the folder cannot be written; the old file is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        why = "there is no space left" if full else (error.strerror or str(error))
-        raise RecordError(
-            f"{path} could not be written: {why}. What was there before is intact; "
-            "make room and run the same command again to go on."
-        ) from error
-    if hasattr(os, "O_DIRECTORY"):  # make the rename itself durable
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    write_atomic(path, frame.to_parquet(None, index=False, compression="zstd"))
-
-
-def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Arrays in safetensors form, with a digest of their bytes among the metadata."""
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    content = safetensors.numpy.save(arrays, {**metadata, "sha256": _digest(arrays)})
-    write_atomic(path, content)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a file `write_tensors` wrote.
-
-    Raises
-    ------
-    RecordError : not such a file, cut short, or altered.
-    """
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing.") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RecordError(f"{path} is damaged or no safetensors file ({error}).") from None
-    if metadata.get("sha256") != _digest(arrays):
-        raise RecordError(f"{path} is damaged: its content does not match its checksum.")
-    return arrays, metadata
+def _whole(step: Any) -> int:
+    if isinstance(step, bool) or not isinstance(step, numbers.Real) or not math.isfinite(step) or int(step) != step:
+        raise ValueError(f"steps must be whole numbers; got {step!r}.")
+    return int(step)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step_{step:08d}.safetensors"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the lock goes with the process, however it ends. A folder
-    in which nothing came to be is removed again.
+def read_provenance(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """What ``provenance.json`` says of a run of this configuration.
 
     Raises
     ------
-    RecordError : another process holds it, or it cannot be made or written.
+    RecordError : no such file, a damaged one, or that of another run.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(f"{folder} cannot be made: {error.strerror}.") from error
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RecordError(f"{folder} is in use: another process is training this run.") from None
-    except OSError as error:
-        raise RecordError(f"{folder} cannot be written: {error.strerror}.") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if os.listdir(folder) == [".lock"]:
-                (folder / ".lock").unlink()
-                folder.rmdir()
-        lock.release()
-
-
-# -- reading ------------------------------------------------------------------------------------------------
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        a = arrays[name]
-        digest.update(f"{name} {a.dtype.str} {a.shape}".encode())
-        digest.update(np.ascontiguousarray(a).view(np.uint8).data if a.size else b"")
-    return digest.hexdigest()
-
-
-def _read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}).") from None
-    if not isinstance(value, dict) or any(key not in value for key in needed):
-        raise RecordError(f"{path} is damaged: it is no object with {', '.join(needed) or 'names'}.")
-    return value
+    path = folder / "provenance.json"
+    found = files.read_json(path, ("step", "complete", "data", "sessions"))
+    if found.get("identity", config.identity) != config.identity:
+        raise RecordError(f"{path} belongs to another run than {folder / 'config.json'}; move it away.")
+    return found
 
 
 def _read_config(folder: Path) -> RunConfig:
     path = folder / "config.json"
     try:
-        return RunConfig.from_dict(_read_json(path))
+        return RunConfig.from_dict(files.read_json(path))
     except (ConfigError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is not a configuration of this version ({error}).") from None
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}).") from None
+@functools.cache
+def _warn_once(folder: Path) -> None:
+    warnings.warn(
+        f"{folder} was written by an earlier version: not all of its files say which run they belong to, so they are "
+        "read unchecked.", Unmarked, stacklevel=5,
+    )  # fmt: skip

@@ -29,7 +29,7 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.analysis import analyze_record
 from grokutils.records.record import Record, RecordError, load_record, publish
 from grokutils.training.hooks import Hook, check_hooks
@@ -306,12 +306,12 @@ def _thin_out(done: Record) -> None:
     """Keep the last weights alone, and no spectra of shuffles: a sweep has many records."""
     publish(done, done.folder, done.steps_saved[-1:])
     path = done.folder / "spectra.parquet"
-    spectra = record.read_parquet(path)
+    spectra = done.table("spectra")
     if (spectra.shuffle >= 0).any():
         kept = spectra[spectra.shuffle < 0].reset_index(drop=True)
         kept.attrs = spectra.attrs
-        with record.locked(done.folder):
-            record.write_parquet(path, kept)
+        with files.locked(done.folder):
+            files.write_parquet(path, kept)
 
 
 def _taken(out: str, conditions: Sequence[Condition], steps: Mapping[str, int]) -> int:

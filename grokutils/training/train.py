@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,18 +27,25 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.records import record
-from grokutils.records.record import Record, RecordError
+from grokutils.records import files
+from grokutils.records.record import FORMAT, Record, RecordError, checkpoint_path, read_provenance
 from grokutils.spectra import measure
 from grokutils.training import forks, schedule
 from grokutils.training.hooks import Hook, check_hooks
 from grokutils.util import paths
+from grokutils.util.memory import available_memory, is_out_of_memory, size_in_words
 from grokutils.util.progress import tqdm
 
 __all__ = ["TrainingDiverged", "TrainingInterrupted", "train"]
 
 # How long the loop may go without looking at the clock and at signals, in seconds.
 _PATIENCE = 0.2
+# A step that takes longer, in seconds, is announced before the first.
+_LONG_STEP = 10.0
+
+
+class SlowSteps(UserWarning):
+    """A step of this run will take long."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -95,9 +103,10 @@ def train(
 
     Raises
     ------
-    ConfigError : an option without meaning, or a hook that does not fit the model.
+    ConfigError : an option without meaning, a hook that does not fit the model, or a run that does not fit the memory.
     ValueError : a step or a member that `start_from` has not got, or weights that do not fit the model.
-    RecordError : `out` holds another run or a damaged one, is in use, or cannot be written.
+    RecordError : `out` holds another run, a damaged one or something else, is in use, or cannot be written; or memory
+        ran out.
     TrainingDiverged : no member is finite any more.
     TrainingInterrupted : SIGINT or SIGTERM; the state was saved first.
     """
@@ -114,15 +123,25 @@ def train(
     config = config.replace(intervention="; ".join(says))
     folder = paths.run_dir(config.name if out is None else out)
     device_ = _device(device)
-    with record.locked(folder):
+    files.check_target(folder)
+    with files.locked(folder):
         previous = _previous(folder, config)
         if previous and previous["step"] >= config.steps:
             return Record(folder, until=config.steps)
         threads = _threads(threads, previous, config)
         with _torch_settings(threads):
-            run = _Run(config, folder, device_, threads, measures_per_decade, saves_per_decade, autosave)
-            run.begin(origin, hooks)
-            run.go(previous, progress)
+            _check_limits(config, device_)
+            try:
+                run = _Run(config, folder, device_, threads, measures_per_decade, saves_per_decade, autosave)
+                run.begin(origin, hooks)
+                run.go(previous, progress)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise RecordError(
+                    f"memory ran out ({size_in_words(config.memory)} are needed at least). What was saved in {folder} "
+                    "is kept; make room and run the same command again to go on."
+                ) from None
     return Record(folder)
 
 
@@ -161,8 +180,10 @@ class _Run:
         self.when = datetime.now(UTC).isoformat(timespec="seconds")
         events = sorted({*self.measure_at, *self.save_at})
         if self.state_step is None:
-            record.write_json(self.folder / "config.json", self.config.to_dict())
+            self._write_config()
             self._event(0)
+        else:
+            self._take_up(previous)
         bar = tqdm(
             total=self.config.steps, initial=self.step, unit="step", unit_scale=True, disable=not progress,
             desc=self.folder.name, dynamic_ncols=True, mininterval=0.5,
@@ -221,6 +242,7 @@ class _Run:
                 if _contains(self.measure_at, step):
                     self._measure(step, weights)
             if saving:
+                self._check_folder()
                 self._write_checkpoint(step, weights)
                 self._save_state()
         return saving
@@ -260,20 +282,39 @@ class _Run:
             arrays = weights[0]
         else:
             arrays = {f"member{i}/{name}": a for i, w in enumerate(weights) for name, a in w.items()}
-        metadata = {"identity": self.config.identity, "step": str(step)}
-        record.write_tensors(record.checkpoint_path(self.folder, step), arrays, metadata)
+        files.write_tensors(checkpoint_path(self.folder, step), arrays, self._marks(step))
+
+    def _marks(self, step: int) -> dict[str, str]:
+        return {"identity": self.config.identity, "step": str(step)}
 
     def _save_state(self) -> None:
         """Metrics, provenance, and last the state: the point from which a later process goes on."""
         self._check_finite()
-        record.write_parquet(self.folder / "metrics.parquet", pd.DataFrame(self.rows))
-        record.write_json(self.folder / "provenance.json", self._provenance())
+        self._check_folder()
+        rows = pd.DataFrame(self.rows)
+        rows.attrs["grokutils"] = {"identity": self.config.identity, "step": self.step}
+        files.write_parquet(self.folder / "metrics.parquet", rows)
+        self._write_provenance()
         state = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
         for index, hook in enumerate(self.hooks):
             state.update({f"hook{index}/{name}": array for name, array in hook.state().items()})
-        metadata = {"identity": self.config.identity, "step": str(self.step)}
-        record.write_tensors(self.folder / "state.safetensors", state, metadata)
+        files.write_tensors(self.folder / "state.safetensors", state, self._marks(self.step))
         self.state_step = self.step
+
+    def _check_folder(self) -> None:
+        """Refuse to save into a folder that somebody has taken away, as a whole or what it begins with."""
+        if (self.folder / "config.json").is_file():
+            return
+        kept = "nothing of it is left"
+        if (self.folder / "state.safetensors").is_file():
+            kept = f"the state of step {self.state_step:,} is kept; run the same command to go on"
+        raise RecordError(f"{self.folder / 'config.json'} has vanished while the run was at step {self.step:,}; {kept}.")
+
+    def _write_config(self) -> None:
+        files.write_json(self.folder / "config.json", files.sealed(self.config.to_dict()))
+
+    def _write_provenance(self) -> None:
+        files.write_json(self.folder / "provenance.json", files.sealed(self._provenance()))
 
     def _provenance(self) -> dict[str, Any]:
         session = {
@@ -287,6 +328,7 @@ class _Run:
         if self.hooks:
             changed["hooks"] = [hook.identity for hook in self.hooks]
         return {
+            "format": self.format,
             "step": self.step,
             "complete": self.step == self.config.steps,
             "identity": self.config.identity,
@@ -298,15 +340,14 @@ class _Run:
 
     def _resume(self, previous: dict[str, Any] | None) -> None:
         path = self.folder / "state.safetensors"
+        # a record begun by an earlier version may still have files without marks
+        self.format = (previous or {"format": FORMAT}).get("format", 1)
         if not path.is_file():
             if previous and previous["step"] > 0:
-                raise RecordError(
-                    f"{self.folder} is a finished record without a state to go on from; choose another out."
-                )
+                kind = "a finished record" if previous["complete"] else "a record"
+                raise RecordError(f"{self.folder} is {kind} without a state to go on from; choose another out.")
             return
-        arrays, metadata = record.read_tensors(path)
-        if metadata.get("identity") != self.config.identity:
-            raise RecordError(f"{path} belongs to another run; move it away or choose another out.")
+        arrays, metadata = _read_state(path, self.config)
         if previous and previous["data"] != self.model.data_summary():
             raise RecordError(f"{self.folder} was trained on other data than what is at hand now.")
         try:
@@ -318,11 +359,17 @@ class _Run:
         except (KeyError, ValueError) as error:
             raise RecordError(f"{path} is not a state of this run ({error}).") from None
         self.step = self.state_step = step
-        rows = Record(self.folder).metrics if previous else pd.DataFrame({"step": []})
-        self.rows = rows[rows.step <= step].to_dict("records")
+
+    def _take_up(self, previous: dict[str, Any] | None) -> None:
+        """Let the other files say what the state says, and read what was measured up to there."""
+        there = Record(self.folder)
+        if there.config.steps != self.config.steps:
+            self._write_config()
         self.diverged = dict((previous or {}).get("diverged", {}))
-        if record.Record(self.folder).config.steps != self.config.steps:
-            record.write_json(self.folder / "config.json", self.config.to_dict())
+        if not previous or previous["step"] != self.step:  # lost, or written by a process killed before the state was
+            self._write_provenance()
+        rows = there.metrics
+        self.rows = rows[rows.step <= self.step].to_dict("records")
 
     def _show(self, bar: tqdm) -> None:
         if self.rows:
@@ -337,16 +384,32 @@ class _Run:
 def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     """The provenance of the run already in a folder, None for a new one; another run is refused."""
     if not (folder / "config.json").is_file():
-        return None
+        if not any((folder / name).is_file() for name in ("provenance.json", "state.safetensors")):
+            return None
+        # lost; but the command says what it was
+        if (folder / "provenance.json").is_file():
+            done = read_provenance(folder, config)["step"]
+        else:
+            _, marks = _read_state(folder / "state.safetensors", config)
+            done = int(marks["step"])
+        config = config.replace(steps=max(config.steps, done))
+        files.write_json(folder / "config.json", files.sealed(config.to_dict()))
     there = Record(folder)
     if there.config.identity != config.identity:
         mine, theirs = config.to_dict(), there.config.to_dict()
         differ = [k for k in mine if k not in ("steps", "recipe_name") and mine[k] != theirs[k]]
         what = ", ".join(f"{k} {_short(theirs[k])} instead of {_short(mine[k])}" for k in differ)
         raise RecordError(f"{folder} holds another run ({what}); choose another out.")
-    if not (folder / "provenance.json").is_file() and not (folder / "state.safetensors").is_file():
-        return None  # cut off before its first save
+    if not (folder / "provenance.json").is_file():
+        return None  # cut off before its first save, or lost: then the state says how far it is
     return there.provenance
+
+
+def _read_state(path: Path, config: RunConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    arrays, metadata = files.read_tensors(path)
+    if metadata.get("identity") != config.identity:
+        raise RecordError(f"{path} belongs to another run; move it away or choose another out.")
+    return arrays, metadata
 
 
 def _short(value: Any) -> str:
@@ -358,6 +421,37 @@ def _short(value: Any) -> str:
 def _contains(ascending: list[int], value: int) -> bool:
     place = bisect.bisect_left(ascending, value)
     return place < len(ascending) and ascending[place] == value
+
+
+def _check_limits(config: RunConfig, device: torch.device) -> None:
+    """Refuse a run that cannot fit the memory, and say so if its steps will take long.
+
+    Raises
+    ------
+    ConfigError : it needs more than there is.
+    """
+    there = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if there is not None and config.memory > there:
+        raise ConfigError(
+            f"this run needs at least {size_in_words(config.memory)} of memory, and {size_in_words(there)} are free; "
+            f"take fewer members ({len(config.networks)} now), smaller layers or float32."
+        )
+    if device.type == "cpu" and config.work > 1e10:  # below, a step takes less than what it takes to find out
+        seconds = config.work / _speed(config)
+        if seconds > _LONG_STEP:
+            warnings.warn(
+                f"a step of this run takes about {seconds:,.0f} seconds on this machine, and {config.steps:,} are to be "
+                f"taken: {seconds * config.steps / 86400:,.1f} days.", SlowSteps, stacklevel=3,
+            )  # fmt: skip
+
+
+def _speed(config: RunConfig) -> float:
+    """Floating-point operations a second, of a product of square matrices."""
+    matrix = torch.ones(768, 768, dtype=getattr(torch, config.dtype))
+    matrix @ matrix
+    began = time.perf_counter()
+    matrix @ matrix
+    return 2 * 768**3 / (time.perf_counter() - began)
 
 
 def _device(name: str) -> torch.device:

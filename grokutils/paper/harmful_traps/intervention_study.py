@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from grokutils.experiment import data
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.command import for_each_record
 from grokutils.records.record import Record
 from grokutils.spectra.harm import js_divergences, probes_like
@@ -87,7 +87,7 @@ def interventions_of(
     path = source.folder / _FILE
     frame, done = pd.DataFrame(columns=list(INTERVENTIONS)), set()
     if path.is_file():
-        stored = record.read_parquet(path)
+        stored = source.table(path.stem)
         if stored.attrs.get("grokutils") == _stamp(source):
             frame, done = stored, {tuple(where) for where in stored.attrs["networks"]}
     if not compute:
@@ -106,8 +106,8 @@ def interventions_of(
     if store and todo:
         # a network without traps has no rows, and is done all the same
         frame.attrs = {"grokutils": _stamp(source), "networks": sorted(done | set(todo))}
-        with record.locked(source.folder):
-            record.write_parquet(path, frame)
+        with files.locked(source.folder):
+            files.write_parquet(path, frame)
     return frame[frame.step <= source.step].reset_index(drop=True)
 
 

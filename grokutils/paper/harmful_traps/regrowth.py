@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from grokutils.records import record
+from grokutils.records import files
 from grokutils.records.command import for_each_record
 from grokutils.records.record import Record
 from grokutils.spectra.interventions import control, edited_weights, layer_matrix, remove_trap, traps_in
@@ -49,7 +49,7 @@ def regrowth_of(source: Record) -> pd.DataFrame:
     """
     path = source.folder / _FILE
     if path.is_file():
-        stored = record.read_parquet(path)
+        stored = source.table(path.stem)
         if stored.attrs.get("grokutils") == _stamp(source):
             return stored
     return pd.DataFrame(columns=list(REGROWTH))
@@ -96,8 +96,8 @@ def make_regrowth(source: Record, steps: int = 10_000, members: int = 6, progres
             frames.append(_measured(fork).assign(start=start, arm=arm, from_step=lambda f, w=where: f.member.map(dict(enumerate(w)))))
     frame = pd.concat(frames, ignore_index=True)[list(REGROWTH)]
     frame.attrs["grokutils"] = _stamp(source)
-    with record.locked(source.folder):
-        record.write_parquet(source.folder / _FILE, frame)
+    with files.locked(source.folder):
+        files.write_parquet(source.folder / _FILE, frame)
     return frame
 
 
