@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from grokutils.util.checks import Interval, shown
 
 __all__ = ["ConfigError", "Member", "RunConfig", "RECIPES", "hyperparameters"]
 
@@ -129,7 +130,7 @@ class RunConfig:
         10000000
         """
         if not isinstance(name, str) or name not in RECIPES:
-            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {_shown(name)}.")
+            raise ConfigError(f"recipe must be one of {', '.join(map(repr, RECIPES))}; got {shown(name)}.")
         values = {"recipe_name": name, **RECIPES[name]}
         values.update({_LONG_NAME.get(k, k): v for k, v in overrides.items() if v is not None})
         _refuse_unknown(values)
@@ -154,7 +155,7 @@ class RunConfig:
         weight_decays = [self.weight_decay] if weight_decays is None else weight_decays
         for name, values in (("seeds", seeds), ("weight_decays", weight_decays)):
             if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-                raise ConfigError(f"{name} must be several numbers, such as (0, 1); got {_shown(values)}.")
+                raise ConfigError(f"{name} must be several numbers, such as (0, 1); got {shown(values)}.")
         return self.replace(members=tuple((s, d) for d, s in itertools.product(weight_decays, seeds)))
 
     def __post_init__(self) -> None:
@@ -175,12 +176,12 @@ class RunConfig:
         most = MAX_PER_CLASS[self.dataset]
         if self.per_class > most:
             raise ConfigError(
-                f"per_class must be between 1 and {most} for {self.dataset}; got {_shown(self.per_class)}."
+                f"per_class must be between 1 and {most} for {self.dataset}; got {shown(self.per_class)}."
             )
         if self.train_size % self.batch:
             raise ConfigError(
                 f"batch_size must divide the training set of {self.train_size} images; "
-                f"got {_shown(self.batch_size)}."
+                f"got {shown(self.batch_size)}."
             )
 
     def _check_pairs(self) -> None:
@@ -303,7 +304,7 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_dict`."""
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a configuration must map names to values; got {_shown(values)}.")
+            raise ConfigError(f"a configuration must map names to values; got {shown(values)}.")
         _refuse_unknown(values)
         return cls(**values)
 
@@ -353,38 +354,16 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _shown(value: Any) -> str:
-    """A value as it goes into a message: one line of its repr, never a page."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python does not write out an int of thousands of digits
-        text = "an int of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _number(value: Any, kind: type) -> int | float | None:
-    """A number from a number or from its text, None if it is none; a whole float will do for an integer."""
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
-        return None
-    if kind is int and isinstance(value, numbers.Integral):
-        return int(value)
-    try:
-        number = float(value)
-        if kind is int:
-            return int(number) if int(number) == number else None
-    except (ValueError, OverflowError):
-        return None
-    return number + 0.0  # -0.0 is 0.0: equal configurations have one name and one identity
-
-
 def _allowed(name: str) -> str:
     """What a field may be, in words."""
     spec, kind = _FIELDS[name], _TYPES[name]
     if kind is str:
         return "one of " + ", ".join(map(repr, spec["choices"])) if spec["choices"] else "text"
-    limit = f"greater than {spec['low']:,}" if spec["open_low"] else f"of at least {spec['low']:,}"
-    limit += "" if spec["high"] is None else f" and at most {spec['high']:,}"
-    return f"{'a whole number' if kind is int else 'a number'} {limit}"
+    return str(_interval(kind, spec))
+
+
+def _interval(kind: type, spec: Mapping[str, Any]) -> Interval:
+    return Interval(kind, spec["low"], spec["high"], spec["open_low"])
 
 
 def hyperparameters() -> list[tuple[str, str, str]]:
@@ -400,15 +379,9 @@ def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
         if not isinstance(value, str) or (spec["choices"] and value not in spec["choices"]):
-            raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
+            raise ConfigError(f"{name} must be {_allowed(name)}; got {shown(value)}.")
         return value
-    number = _number(value, kind)
-    low, high, open_low = spec["low"], spec["high"], spec["open_low"]
-    # written so that NaN, of which no comparison holds, is refused
-    above = number is not None and (low < number if open_low else low <= number)
-    if not above or not (high is None or number <= high):
-        raise ConfigError(f"{name} must be {_allowed(name)}; got {_shown(value)}.")
-    return number
+    return _interval(kind, spec).check(name, value, text=True, error=ConfigError)
 
 
 def _checked_members(value: Any) -> tuple[Member, ...] | None:
@@ -432,7 +405,7 @@ def _checked_members(value: Any) -> tuple[Member, ...] | None:
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {_shown(value)}.") from None
+        raise ConfigError(f"members must be (seed, weight_decay) pairs; got {shown(value)}.") from None
     if not members:
         raise ConfigError("members must name at least one (seed, weight_decay) pair; got none.")
     if len(set(members)) != len(members):
