@@ -1,29 +1,24 @@
-"""The `grokutils` command: a thin shell over the package."""
+"""The `grokutils` command: a thin shell over the package.
+
+Each command is a function that adds its arguments to a parser, called only when that command is given, and one that runs
+it; both import what they need themselves, so that ``--help`` costs no second.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from grokutils import __version__
 
-from grokutils.experiment import data
-from grokutils.experiment.config import RECIPES, ConfigError, RunConfig, hyperparameters
-from grokutils.experiment.data import DataError
-from grokutils.paper.causes import conditions as causes
-from grokutils.records.analysis import analyze_record
-from grokutils.records.phases import find_phases
-from grokutils.records.record import Record, RecordError, list_records, load_record, publish
-from grokutils.spectra.diagnose import diagnose
-from grokutils.spectra.table import harm_text, table
-from grokutils.spectra.traps import METHODS
-from grokutils.training.schedule import SAVES_PER_DECADE
-from grokutils.training.train import TrainingDiverged, TrainingInterrupted, train
-from grokutils.util import paths
-from grokutils.util.columns import DIAGNOSTICS, HARM
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from grokutils.records.record import Record
 
 __all__ = ["main"]
 
@@ -33,40 +28,98 @@ _ASIDE = {"recipe_name", "seed", "weight_decay", "steps"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 could not be done, 2 misused, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
     try:
-        status = arguments.run(arguments)
+        arguments = _parser().parse_args(argv)
+        status = arguments.function(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except TrainingInterrupted as error:
-        print(f"grokutils: {error}", file=sys.stderr)
+    except KeyboardInterrupt as error:  # a training says how far it came
+        print(f"grokutils: {error if error.args else 'interrupted.'}", file=sys.stderr)
         return 130
-    except KeyboardInterrupt:
-        print("grokutils: interrupted.", file=sys.stderr)
-        return 130
-    except (ConfigError, ValueError) as error:
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("grokutils"):
+            raise
+        print(f"grokutils: this needs {error.name}, which is not installed; `pip install 'grokutils[all]'` brings it.",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    except ValueError as error:  # a ConfigError is one
         print(f"grokutils: {error}", file=sys.stderr)
         return 2
-    except (RecordError, DataError, TrainingDiverged, FileNotFoundError) as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, _foreseen()):
+            raise
         print(f"grokutils: {error}", file=sys.stderr)
         return 1
 
 
+def _foreseen() -> tuple[type[Exception], ...]:
+    """Errors whose message says all that there is to say."""
+    from grokutils import DataError, RecordError, TrainingDiverged
+
+    return RecordError, DataError, TrainingDiverged
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose arguments are added when something is parsed, not when it is made."""
+
+    def __init__(self, *, fill: Callable[[argparse.ArgumentParser], None] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._fill = fill
+
+    def parse_known_args(self, args=None, namespace=None):
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="grokutils", description="Train networks through grokking and past it, and look at their records."
     )
+    parser.add_argument("--version", action="version", version=f"grokutils {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    t = commands.add_parser(
-        "train",
-        help="train a run, or go on with it",
-        description="Train a run, or go on with it where it stopped. Ctrl-C saves first; the same command "
-        "goes on. Any hyperparameter of the recipe can be overridden.",
-    )
+    def command(name: str, fill: Callable[[argparse.ArgumentParser], None], help: str, description: str) -> None:
+        commands.add_parser(name, help=help, description=description, fill=fill)
+
+    command("train", _train_arguments, "train a run, or go on with it",
+            "Train a run, or go on with it where it stopped. Ctrl-C saves first; the same command goes on. Any "
+            "hyperparameter of the recipe can be overridden.")  # fmt: skip
+    command("diagnose", _diagnose_arguments, "alpha, traps and a verdict for every layer of a model",
+            "Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file or of "
+            "a run. Pickled checkpoints are refused, since reading one can run code.")  # fmt: skip
+    command("list", _list_arguments, "list the records here", "List the records here.")
+    command("show", _show_arguments, "show one record", "Show one record.")
+    command("publish", _publish_arguments, "copy a run into results/, compactly",
+            "Analyse a run (alpha, traps and controls at every saved step) and copy it into results/ with "
+            "the weights of a few steps only: the start, 1e5, the edges of its phases and the end, or those named. "
+            "A run that is in results/ already is thinned out in place. An unfinished run keeps what it needs to go "
+            "on.")  # fmt: skip
+    command("causes", _causes_arguments, "run the study of causes, or go on with it",
+            "Train the same seeds under every condition of the study of causes (notebook 09), analyse them and "
+            "keep them compactly: two hours on two cores. Ctrl-C saves first; the same command goes on.")  # fmt: skip
+    command("interventions", _interventions_arguments, "intervene on the kept networks of records",
+            "Take the traps of every kept network of a run out, or put some in, against controls (notebook 08); the table "
+            "is kept in the run, in reference records as well.")  # fmt: skip
+    command("regrowth", _regrowth_arguments, "do traps that were taken out grow back?",
+            "Train forks of a run on, with and without its largest traps (notebook 08); the table is kept in the run, in "
+            "reference records as well, and the forks in runs/. Where it was interrupted it goes on.")  # fmt: skip
+    command("claims", _claims_arguments, "judge the papers' claims on the records here",
+            "Judge the papers' claims on the reference records, print the verdicts and write all of it as JSON.")  # fmt: skip
+    return parser
+
+
+# -- train, causes ----------------------------------------------------------------------------------------
+
+
+def _train_arguments(t: argparse.ArgumentParser) -> None:
+    from grokutils.experiment.config import RECIPES, hyperparameters
+    from grokutils.training.schedule import SAVES_PER_DECADE
+
     t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
                    help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps; "
                    "modular: a transformer that adds modulo p")  # fmt: skip
@@ -89,73 +142,21 @@ def _parser() -> argparse.ArgumentParser:
             flag = _SHORT.get(name, "--" + name.replace("_", "-"))
             group.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS,
                                help=f"{meaning}: {allowed}")  # fmt: skip
-    t.set_defaults(run=_train)
-
-    d = commands.add_parser(
-        "diagnose",
-        help="alpha, traps and a verdict for every layer of a model",
-        description="Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file or of "
-        "a run. Pickled checkpoints are refused, since reading one can run code.",
-    )
-    d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
-    d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
-    d.add_argument("--all-steps", action="store_true",
-                   help="of a run: all saved steps; the result is kept in the run")  # fmt: skip
-    d.add_argument("--shuffles", type=int, default=20, metavar="N",
-                   help="shuffles of each matrix (default 20; 0: no traps, fast)")  # fmt: skip
-    d.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
-    d.add_argument("--method", choices=METHODS, default="bulk",
-                   help="how the random bulk is fitted (default: bulk)")  # fmt: skip
-    d.add_argument("--harmful", action="store_true",
-                   help="of a run: also test what its largest traps do to the outputs, on random inputs")  # fmt: skip
-    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
-    d.set_defaults(run=_diagnose)
-
-    c = commands.add_parser(
-        "causes",
-        help="run the study of causes, or go on with it",
-        description="Train the same seeds under every condition of the study of causes (notebook 09), analyse them and "
-        "keep them compactly: two hours on two cores. Ctrl-C saves first; the same command goes on.",
-    )
-    c.add_argument("--scale", choices=tuple(causes.SCALES), default="full",
-                   help="full (default): into results/causes; quick: fewer conditions, steps and seeds, minutes, into "
-                   "runs/causes-quick")  # fmt: skip
-    c.add_argument("--seeds", type=int, metavar="N",
-                   help="seeds, from 0 up (default: the scale's); another number than that has a folder in runs/")  # fmt: skip
-    c.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
-    c.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
-    c.add_argument("--list", action="store_true", help="only print the conditions")
-    c.add_argument("--quiet", action="store_true", help="no progress bar")
-    c.set_defaults(run=_causes)
-
-    ls = commands.add_parser("list", help="list the records here", description="List the records here.")
-    ls.set_defaults(run=_list)
-
-    show = commands.add_parser("show", help="show one record", description="Show one record.")
-    show.add_argument("name", help="a run's name or folder")
-    show.set_defaults(run=_show)
-
-    publish = commands.add_parser(
-        "publish",
-        help="copy a run into results/, compactly",
-        description="Analyse a run (alpha, traps and controls at every saved step) and copy it into results/ with "
-        "the weights of a few steps only: the start, 1e5, the edges of its phases and the end, or those named. "
-        "A run that is in results/ already is thinned out in place. An unfinished run keeps what it needs to go on.",
-    )
-    publish.add_argument("name", help="a run's name or folder")
-    publish.add_argument("--to", metavar="NAME", help="name under results/ (default: the run's)")
-    publish.add_argument("--steps", nargs="+", type=float, metavar="N", help="steps whose weights to keep")
-    publish.set_defaults(run=_publish)
-    return parser
+    t.set_defaults(function=_train)
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from grokutils.experiment.config import RunConfig, hyperparameters
+
     given = vars(arguments)
     overrides = {name: given[name] for name, _, _ in hyperparameters() if name in given and name != "seed"}
     overrides.update(seed=arguments.seed[0], wd=arguments.wd[0] if arguments.wd else None)
     config = RunConfig.recipe(arguments.recipe, **overrides)
     if len(arguments.seed) > 1 or len(arguments.wd or ()) > 1:
         config = config.ensemble(arguments.seed, arguments.wd)
+
+    from grokutils.training.train import train  # torch: not before the hyperparameters are known to be good
+
     result = train(
         config, arguments.out, device=arguments.device, threads=arguments.threads,
         progress=not arguments.quiet, saves_per_decade=arguments.saves,
@@ -164,7 +165,24 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _causes_arguments(c: argparse.ArgumentParser) -> None:
+    from grokutils.paper.causes.conditions import SCALES
+
+    c.add_argument("--scale", choices=tuple(SCALES), default="full",
+                   help="full (default): into results/causes; quick: fewer conditions, steps and seeds, minutes, into "
+                   "runs/causes-quick")  # fmt: skip
+    c.add_argument("--seeds", type=int, metavar="N",
+                   help="seeds, from 0 up (default: the scale's); another number than that has a folder in runs/")  # fmt: skip
+    c.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    c.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    c.add_argument("--list", action="store_true", help="only print the conditions")
+    c.add_argument("--quiet", action="store_true", help="no progress bar")
+    c.set_defaults(function=_causes)
+
+
 def _causes(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.causes import conditions as causes
+
     if arguments.list:
         for cause in causes.conditions(arguments.scale):
             print(f"{cause.name:<14} {cause.says}")
@@ -182,7 +200,30 @@ def _causes(arguments: argparse.Namespace) -> int:
     return int(any(outcome.record is None for outcome in outcomes))
 
 
+# -- diagnose ---------------------------------------------------------------------------------------------
+
+
+def _diagnose_arguments(d: argparse.ArgumentParser) -> None:
+    from grokutils.spectra.traps import METHODS
+
+    d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
+    d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
+    d.add_argument("--all-steps", action="store_true",
+                   help="of a run: all saved steps; the result is kept in the run")  # fmt: skip
+    d.add_argument("--shuffles", type=int, default=20, metavar="N",
+                   help="shuffles of each matrix (default 20; 0: no traps, fast)")  # fmt: skip
+    d.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
+    d.add_argument("--method", choices=METHODS, default="bulk",
+                   help="how the random bulk is fitted (default: bulk)")  # fmt: skip
+    d.add_argument("--harmful", action="store_true",
+                   help="of a run: also test what its largest traps do to the outputs, on random inputs")  # fmt: skip
+    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
+    d.set_defaults(function=_diagnose)
+
+
 def _diagnose(arguments: argparse.Namespace) -> int:
+    from grokutils.spectra.table import harm_text, table
+
     frame = _diagnosed(
         arguments,
         shuffles=arguments.shuffles,
@@ -198,6 +239,13 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
+    import pandas as pd
+
+    from grokutils.experiment import data
+    from grokutils.records.record import load_record
+    from grokutils.spectra.diagnose import diagnose
+    from grokutils.util.columns import DIAGNOSTICS, HARM
+
     path = Path(arguments.source).expanduser()
     of_a_run = arguments.all_steps or arguments.step is not None
     if path.is_file() or path.suffix == ".safetensors":
@@ -226,14 +274,61 @@ def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _print(record: Record) -> None:
-    last = record.metrics.groupby("step")[["train_accuracy", "test_accuracy"]].mean().iloc[-1]
-    state = "complete" if record.complete else f"of {record.config.steps:,}, unfinished"
-    print(f"{record.folder}: {record.step:,} steps ({state}), "
-          f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
+# -- records --------------------------------------------------------------------------------------------
+
+
+def _list_arguments(ls: argparse.ArgumentParser) -> None:
+    ls.set_defaults(function=_list)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from grokutils.records.record import Record, RecordError, list_records
+
+    found = list_records()
+    for folder in found:
+        try:
+            _print(Record(folder))
+        except RecordError as error:
+            print(f"{folder}: {error}")
+    if not found:
+        print("There are no records yet; make one with `grokutils train`.")
+    return 0
+
+
+def _show_arguments(s: argparse.ArgumentParser) -> None:
+    s.add_argument("name", help="a run's name or folder")
+    s.set_defaults(function=_show)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from grokutils.records.record import load_record
+
+    record = load_record(arguments.name)
+    _print(record)
+    for name, value, meaning in record.config.describe():
+        if value is not None:
+            print(f"  {name:<14} {value!s:<12} {meaning}")
+    for session in record.provenance["sessions"]:
+        print(f"  trained {session['from_step']:,} to {session['to_step']:,} in {session['wall_s']:,.0f} s "
+              f"on {session['device']}, {session['threads']} thread(s), torch {session['versions']['torch']}")  # fmt: skip
+    saved = record.steps_saved
+    print(f"  weights saved at {len(saved)} steps" + (f", {saved[0]:,} to {saved[-1]:,}" if saved else ""))
+    return 0
+
+
+def _publish_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", help="a run's name or folder")
+    p.add_argument("--to", metavar="NAME", help="name under results/ (default: the run's)")
+    p.add_argument("--steps", nargs="+", type=float, metavar="N", help="steps whose weights to keep")
+    p.set_defaults(function=_publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
+    from grokutils.records.analysis import analyze_record
+    from grokutils.records.phases import find_phases
+    from grokutils.records.record import load_record, publish
+    from grokutils.util import paths
+
     source = load_record(arguments.name)
     target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
     if arguments.to is None and source.folder.is_relative_to(paths.results_dir()):
@@ -250,27 +345,64 @@ def _publish(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list(arguments: argparse.Namespace) -> int:
-    found = list_records()
-    for folder in found:
-        try:
-            _print(Record(folder))
-        except RecordError as error:
-            print(f"{folder}: {error}")
-    if not found:
-        print("There are no records yet; make one with `grokutils train`.")
+def _print(record: Record) -> None:
+    last = record.metrics.groupby("step")[["train_accuracy", "test_accuracy"]].mean().iloc[-1]
+    state = "complete" if record.complete else f"of {record.config.steps:,}, unfinished"
+    print(f"{record.folder}: {record.step:,} steps ({state}), "
+          f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
+
+
+# -- the paper's tables ---------------------------------------------------------------------------------
+
+
+def _records_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("records", nargs="+", metavar="RUN", help="a run's name or folder")
+
+
+def _interventions_arguments(p: argparse.ArgumentParser) -> None:
+    _records_arguments(p)
+    p.set_defaults(function=_interventions)
+
+
+def _interventions(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.harmful_traps.intervention_study import interventions_of
+
+    return _for_each(arguments.records, lambda record: interventions_of(record, compute=True, store=True))
+
+
+def _regrowth_arguments(p: argparse.ArgumentParser) -> None:
+    _records_arguments(p)
+    p.set_defaults(function=_regrowth)
+
+
+def _regrowth(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.harmful_traps.regrowth import make_regrowth
+
+    return _for_each(arguments.records, make_regrowth)
+
+
+def _for_each(names: Sequence[str], make: Callable[[Record], pd.DataFrame]) -> int:
+    """Make the table of every record named, and say how long it is."""
+    from grokutils.records.record import load_record
+
+    for name in names:
+        print(f"{name}: {len(make(load_record(name))):,} rows")
     return 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    record = load_record(arguments.name)
-    _print(record)
-    for name, value, meaning in record.config.describe():
-        if value is not None:
-            print(f"  {name:<14} {value!s:<12} {meaning}")
-    for session in record.provenance["sessions"]:
-        print(f"  trained {session['from_step']:,} to {session['to_step']:,} in {session['wall_s']:,.0f} s "
-              f"on {session['device']}, {session['threads']} thread(s), torch {session['versions']['torch']}")  # fmt: skip
-    saved = record.steps_saved
-    print(f"  weights saved at {len(saved)} steps" + (f", {saved[0]:,} to {saved[-1]:,}" if saved else ""))
+def _claims_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--run", metavar="RUN", help="judge a run of your own as well (a name in runs/, or a folder)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON (default: for the book)")
+    p.set_defaults(function=_claims)
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from grokutils.paper import claims
+
+    judged = claims.judge(claims.with_run(arguments.run))
+    path = claims.write(judged, arguments.out)
+    print(claims.table(judged))
+    for note in judged.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"\nWritten to {path}.")
     return 0

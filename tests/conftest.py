@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import matplotlib
@@ -9,13 +11,17 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 from grokutils.experiment import data
 from grokutils.util import paths
 
 matplotlib.use("Agg")
-# two threads that wait for each other on a busy machine take ten times as long as one
+# Several test processes share the cores, and two threads that wait for each other on a busy machine take ten times as
+# long as one: one here, and one in the processes that tests start.
 torch.set_num_threads(1)
+threadpool_limits(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # the same examples in every run, and no failure because a machine was busy
 settings.register_profile("grokutils", derandomize=True, deadline=None, max_examples=60)
@@ -35,6 +41,12 @@ def runs(tmp_path, monkeypatch) -> Path:
 def _close_figures():
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def copied_jobs(monkeypatch):
+    """The jobs of a sweep begin as copies of this process, which has one thread, and so spare themselves the imports."""
+    monkeypatch.setattr("grokutils.training.sweep._CONTEXT", multiprocessing.get_context("fork"))
 
 
 @pytest.fixture

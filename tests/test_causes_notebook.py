@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pytest
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from test_reading_notebooks import execute
@@ -13,6 +14,7 @@ from grokutils.paper.causes import conditions as causes
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "09_causes.ipynb"
 
 
+@pytest.mark.usefixtures("copied_jobs")
 def test_a_small_study_live(runs, monkeypatch, capsys):
     tiny = causes.Scale(steps=60, forked_steps=40, seeds=3, out="runs/causes-quick")
     monkeypatch.setitem(causes.SCALES, "quick", tiny)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from grokutils import RunConfig, train
+from grokutils.cli import main
 from grokutils.paper.causes.claims import CAUSE_CLAIMS
-from grokutils.paper.claims import CLAIMS, REFERENCE, TOPICS, judge, main, table, with_run, write
+from grokutils.paper.claims import CLAIMS, REFERENCE, TOPICS, judge, table, with_run, write
 from grokutils.paper.claims_page import details, overview, records, rule
 from grokutils.paper.harmful_traps.claims import HARM_CLAIMS
 from grokutils.paper.judge import impossible
@@ -638,7 +639,7 @@ def small(out, **options):
 
 def test_a_run_of_ones_own(project, capsys):
     small("runs/mine")
-    assert main(["--run", "runs/mine"]) == 0
+    assert main(["claims", "--run", "runs/mine"]) == 0
     said = capsys.readouterr().out
     path = project / "book" / "_assets" / "claims.json"
     assert str(path) in said and "your run:" in said and "does not" in said
@@ -670,9 +671,9 @@ def test_a_damaged_record_is_an_error_and_not_a_verdict(project, capsys):
     (record.folder / "metrics.parquet").write_bytes(b"nonsense")
     with pytest.raises(RecordError, match="metrics.parquet is damaged"):
         judge({"mine": {"wd0": "runs/mine"}}, progress=False)
-    assert main(["--run", "runs/mine"]) == 1
+    assert main(["claims", "--run", "runs/mine"]) == 1
     assert "metrics.parquet is damaged" in capsys.readouterr().err
-    assert main(["--run", "runs/none"]) == 1
+    assert main(["claims", "--run", "runs/none"]) == 1
     assert not (project / "book" / "_assets" / "claims.json").exists()
 
 

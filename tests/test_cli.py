@@ -1,9 +1,11 @@
 """The command does what it says, and says what it cannot do in one line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 
 from grokutils import RunConfig, load_record, train
 from grokutils.cli import main
+from grokutils.paper.harmful_traps.intervention_study import interventions_of
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--steps", "30", "--quiet"]
@@ -311,8 +314,9 @@ def test_the_command_fails_without_a_traceback():
 def test_help(capsys):
     status, out, complaint = outcome(capsys, "--help")
     assert (status, complaint) == (0, "") and out.startswith("usage: grokutils")
-    for name in ("train", "list", "show"):
-        assert f"    {name} " in out
+    commands = re.findall(r"^    (\w+)", out, re.M)
+    assert {"train", "diagnose", "list", "show", "publish", "causes", "interventions", "claims"} <= set(commands)
+    for name in commands:
         status, details, _ = outcome(capsys, name, "--help")
         assert status == 0 and details.startswith(f"usage: grokutils {name}")
 
@@ -344,7 +348,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grokutils.cli.list_records", interrupted)
+    monkeypatch.setattr("grokutils.records.record.list_records", interrupted)
     assert main(["list"]) == 130 and capsys.readouterr().err == "grokutils: interrupted.\n"
 
 
@@ -353,10 +357,54 @@ def test_a_hyperparameter_of_another_model_is_refused(capsys):
     assert "p means nothing to the mlp" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["regrowth", "intervention_study"])
-def test_the_modules_that_make_tables_have_help_and_one_line_errors(module):
-    command = [sys.executable, "-m", f"grokutils.{module}"]
-    told = subprocess.run([*command, "--help"], capture_output=True, text=True)
-    assert told.returncode == 0 and "usage: python -m grokutils." in told.stdout
-    failed = subprocess.run([*command, "no-such-run"], capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+@pytest.mark.parametrize("name", ["interventions", "regrowth", "claims"])
+def test_the_commands_that_make_tables_have_help_and_one_line_errors(name, capsys, runs):
+    status, told, complaint = outcome(capsys, name, "--help")
+    assert (status, complaint) == (0, "") and told.startswith(f"usage: grokutils {name} ")
+    arguments = ["--run", "runs/none"] if name == "claims" else ["runs/none"]
+    assert refusal(capsys, name, *arguments, status=1).startswith("there is no record 'runs/none'.")
+
+
+def test_tables_are_made_and_kept(capsys, runs, trained):
+    shutil.copytree(trained, runs / "a")
+    assert outcome(capsys, "interventions", "a")[:2] == (0, f"a: {len(interventions_of(load_record('a'))):,} rows\n")
+
+
+# -- quick ------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "pandas", "numpy", "scipy", "matplotlib", "seaborn", "sklearn", "IPython")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import grokutils",
+        "from grokutils import cli; cli.main(['--help'])",
+        "from grokutils import cli; cli.main(['--version'])",
+        "from grokutils import cli; cli.main(['train', '--help'])",
+        "from grokutils import cli; assert cli.main(['train', '--wd', '-1']) == 2",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code):
+    show = f"import atexit, sys; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", f"{show}\n{code}"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_version(capsys):
+    assert outcome(capsys, "--version") == (0, f"grokutils {metadata.version('grokutils')}\n", "")
+
+
+def test_what_is_not_installed_is_named(capsys, monkeypatch):
+    def lacking(name):
+        def stop(*_):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr("grokutils.records.record.list_records", stop)
+
+    lacking("sky")
+    said = refusal(capsys, "list", status=1)
+    assert said == "this needs sky, which is not installed; `pip install 'grokutils[all]'` brings it."
+    lacking("grokutils.sky")  # a fault of our own, to be seen whole
+    with pytest.raises(ModuleNotFoundError):
+        main(["list"])

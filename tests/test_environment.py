@@ -37,7 +37,8 @@ def declared() -> list[Requirement]:
     """All that pyproject.toml asks for: to use, test, document and build the package."""
     project = PROJECT["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    return [Requirement(text) for group in [*groups, PROJECT["build-system"]["requires"]] for text in group]
+    requirements = [Requirement(text) for group in [*groups, PROJECT["build-system"]["requires"]] for text in group]
+    return [r for r in requirements if r.name != project["name"]]  # an extra that takes in another
 
 
 def pinned(requirement: Requirement) -> str:
@@ -67,7 +68,31 @@ def test_every_line_of_the_lock_pins_one_version():
 )
 def test_versions_that_results_rest_on_are_the_same_everywhere(name, version):
     assert pinned(lock()[name]) == version
-    assert [str(r.specifier) for r in declared() if r.name == name] == [f"=={version}"]
+
+
+def test_exact_versions_are_in_the_lock_alone():
+    """A pin elsewhere would keep the package out of somebody's environment."""
+    for requirement in declared():
+        assert not {s.operator for s in requirement.specifier} & {"==", "===", "~="}, requirement
+    for text in PROJECT["project"]["dependencies"]:
+        assert [s.operator for s in Requirement(text).specifier] == [">="], text
+
+
+def test_the_core_needs_what_it_imports_and_no_more():
+    """The core is all but `paper`; what it takes from an extra is imported where it is used."""
+    core = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    distributions = metadata.packages_distributions()
+    used = set()
+    for path in (ROOT / "grokutils").rglob("*.py"):
+        if "paper" not in path.parts:
+            tree = ast.parse(path.read_text())
+            top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+            for module in _imports(ast.unparse(top)) - {"grokutils"} - set(sys.stdlib_module_names):
+                providers = {canonicalize_name(name) for name in distributions[module]}
+                assert providers & core, f"{path.relative_to(ROOT)} imports {module}, which the core does not bring"
+                used |= providers & core
+    # pandas reads and writes Parquet with pyarrow
+    assert used | {"pyarrow"} == core
 
 
 def test_lock_stays_below_the_versions_known_to_break():
@@ -287,6 +312,7 @@ RUN_BY = {
     "make book": (".ci/run", "make book"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
+    "make slow": (".ci/run", "make slow"),
     "make help": ("tests/test_environment.py", "def test_make_alone_prints_what_it_can_do"),
     "make": ("tests/test_environment.py", "def test_make_alone_prints_what_it_can_do"),
     # The plain pip way is, line by line, what make does to set up.

@@ -249,7 +249,7 @@ def test_what_is_said_of_values():
 
 def test_forks_without_traps(source, tmp_path):
     copy = publish(source, tmp_path / "copy", [100, 400])
-    assert regrowth_of(copy).empty and "python -m grokutils.paper.harmful_traps.regrowth x" in regrowth_in_words(regrowth_of(copy), "x")
+    assert regrowth_of(copy).empty and "grokutils regrowth x" in regrowth_in_words(regrowth_of(copy), "x")
     made = make_regrowth(copy, steps=20, members=2, progress=False)
     pd.testing.assert_frame_equal(regrowth_of(copy), made)
     assert list(made.columns) == list(columns.REGROWTH)

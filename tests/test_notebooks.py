@@ -129,6 +129,7 @@ def test_from_the_root_with_an_output_path(tmp_path, runs):
     assert set(ROOT.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_from_another_folder_without_an_output_path(tmp_path, runs):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -164,6 +165,7 @@ def test_from_another_folder_without_an_output_path(tmp_path, runs):
     assert [path.name for path in runs.iterdir()] == ["x"] and not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_a_build_of_the_book_shows_the_reference_record(tmp_path, runs, monkeypatch):
     monkeypatch.setenv(BUILDING, "1")
     result = papermill(TRAIN, tmp_path / "x.ipynb", "-p", "steps", "5e4")
@@ -175,6 +177,7 @@ def test_a_build_of_the_book_shows_the_reference_record(tmp_path, runs, monkeypa
     assert [path.name for path in runs.iterdir()] == ["express-wd0-seed0-width=50"], "of this there is no reference"
 
 
+@pytest.mark.slow
 def test_the_papers_recipe(mnist_root, tmp_path):
     result = papermill(
         TRAIN, tmp_path / "x.ipynb", "-p", "recipe", "paper", "-p", "steps", "20", "-p", "threads", "1"
@@ -185,13 +188,17 @@ def test_the_papers_recipe(mnist_root, tmp_path):
     assert record.complete and record.config == RunConfig.recipe("paper", steps=20)
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "name, value, said",
     [
         ("wd", "-1", "weight_decay must be a number of at least 0 and at most 10; got -1."),
-        ("out", "../../etc", "out must stay inside runs/; got '../../etc'."),
-        ("recipe", "nonsense", "recipe must be one of 'express', 'paper', 'modular'; got 'nonsense'."),
-        ("threads", "many", "threads must be a whole number from 1 to 1024; got 'many'."),
+        slow("out", "../../etc", "out must stay inside runs/; got '../../etc'."),
+        slow("recipe", "nonsense", "recipe must be one of 'express', 'paper', 'modular'; got 'nonsense'."),
+        slow("threads", "many", "threads must be a whole number from 1 to 1024; got 'many'."),
     ],
 )
 def test_bad_parameters_are_refused_in_a_sentence_and_nothing_is_written(name, value, said, tmp_path, runs):

@@ -331,6 +331,7 @@ def test_the_study_of_some_seeds_of_a_record(runs):
     assert not (record.folder / "diagnostics.parquet").exists(), "reading changes nothing"
 
 
+@pytest.mark.usefixtures("copied_jobs")
 def test_the_command_lists_and_runs(capsys, runs, monkeypatch):
     assert cli.main(["causes", "--list"]) == 0
     listed = capsys.readouterr().out

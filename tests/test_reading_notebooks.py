@@ -91,6 +91,7 @@ def test_every_code_line_fits_on_the_page(name):
         assert max(map(len, "".join(cell["source"]).splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_by_papermill_from_another_folder(folder, tmp_path):
     binaries = Path(sys.executable).parent
     environment = {

@@ -14,6 +14,8 @@ from grokutils.records.files import read_parquet
 from grokutils.training.hooks import ClipWeights, Hook
 from grokutils.training.sweep import Condition, Fork, check, config_of, folder_of, sweep
 
+pytestmark = pytest.mark.usefixtures("copied_jobs")
+
 BASE = RunConfig.recipe("express", steps=120, width=16)
 
 
@@ -157,12 +159,12 @@ import sys
 from grokutils import RunConfig
 from grokutils.training.sweep import Condition, sweep
 if __name__ == "__main__":
-    base = RunConfig.recipe("express", steps=40_000, width=16)
+    base = RunConfig.recipe("express", steps=8_000, width=16)
     sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=2, progress=False)
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGTERM))])
 def test_an_interrupted_sweep_goes_on_to_the_same_bits(how, tmp_path, runs):
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)
@@ -176,7 +178,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(how, tmp_path, runs):
     finally:
         process.wait(timeout=60)
     assert (folder / "state.safetensors").is_file() and not load_record(folder).complete, "it was in the middle"
-    base = BASE.replace(steps=40_000)
+    base = BASE.replace(steps=8_000)
     found = sweep([Condition("a"), Condition("b", {"eps": 1e-4})], base, [0], "runs/s", jobs=1, progress=False)
     assert len(found[0].record.provenance["sessions"]) >= 2
     whole = train(config_of(Condition("a"), base, [0]), "whole", threads=1, progress=False)

@@ -143,6 +143,7 @@ def test_another_architecture_is_said_in_a_sentence(tmp_path):
             function(data)
 
 
+@pytest.mark.slow
 def test_the_small_instance_of_the_notebook_groks(tmp_path):
     """The parameters of notebooks/07_modular_addition.ipynb."""
     notebook = json.loads((ROOT / "notebooks" / "07_modular_addition.ipynb").read_text())

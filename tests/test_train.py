@@ -109,6 +109,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached in a minute")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path):
     """SIGKILL at arbitrary moments, in the middle of saves included (it saves every 20 ms)."""
     folder = tmp_path / "killed"
@@ -133,7 +134,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(tmp_path):
             assert np.array_equal(resumed.weights(step)[name], array)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_save_first(tmp_path, kind):
     process = start(tmp_path / "x", steps=10_000_000)
     wait_for_step(process, tmp_path / "x", 100)

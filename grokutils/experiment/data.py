@@ -125,7 +125,11 @@ def _modular_addition(config: RunConfig, seed: int) -> Dataset:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray, str]:
-    from sklearn.datasets import load_digits  # slow to import, and only this recipe needs it
+    try:
+        from sklearn.datasets import load_digits  # slow to import, and only this recipe needs it
+    except ModuleNotFoundError:
+        raise DataError("the small digits come with scikit-learn, which is not installed; `pip install "
+                        "'grokutils[paper]'` brings it.") from None  # fmt: skip
 
     images, labels = load_digits(return_X_y=True)
     return images / 16.0, labels.astype(np.int64), "scikit-learn's embedded digits (8 x 8 pixels)"

@@ -4,17 +4,15 @@
 >>> judged.verdict("three-phases", "express")                        # doctest: +SKIP
 'replicates'
 
-``python -m grokutils.paper.claims`` prints the verdicts and writes all of it as JSON.
+``grokutils claims`` prints the verdicts and writes all of it as JSON.
 
 P1, P2 and P3 are the papers that `grokutils.paper.judge.published` names; S is SETOL (arXiv 2507.17912).
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -74,7 +72,7 @@ from grokutils.paper.judge.published import (
 )
 from grokutils.records.files import write_json
 from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
-from grokutils.records.record import RecordError, load_record
+from grokutils.records.record import load_record
 from grokutils.util import paths
 
 __all__ = ["CLAIMS", "REFERENCE", "TOPICS", "judge", "table", "with_run", "write"]
@@ -748,25 +746,3 @@ def table(judged: Judged) -> str:
             why = f" ({'; '.join(own.reasons)})" if own.reasons else ""
             lines.append(f"    {scale + ':':<12}{own.verdict}{why}")
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m grokutils.paper.claims", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", help="judge a run of your own as well (a name in runs/, or a folder)")
-    parser.add_argument("--out", type=Path, help="where to write the JSON (default: for the book)")
-    options = parser.parse_args(arguments)
-    try:
-        judged = judge(with_run(options.run))
-        path = write(judged, options.out)
-    except (RecordError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(judged))
-    for note in judged.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"\nWritten to {path}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,6 +15,11 @@ import torch
 from grokutils.spectra.alpha import as_matrix
 from grokutils.spectra.measure import l2_norm
 
+try:
+    from torch.func import functional_call
+except ModuleNotFoundError:  # before torch 2.0
+    from torch.nn.utils.stateless import functional_call  # type: ignore[assignment]
+
 __all__ = [
     "absolute_weight_entropy_notebook",
     "absolute_weight_entropy_text",
@@ -196,7 +201,7 @@ def _divergence(
                 if w.ndim >= 2:
                     keep = torch.rand(w.shape, generator=generator) >= share
                     dropped[name] = w * keep.to(w) * scale
-            after = torch.log_softmax(torch.func.functional_call(module, dropped, (x,)), dim=-1)
+            after = torch.log_softmax(functional_call(module, dropped, (x,)), dim=-1)
             rows.append((before.exp() * (before - after)).sum(-1))
     return torch.stack(rows)
 

@@ -154,8 +154,8 @@ def jensen_shannon(a: torch.Tensor, b: torch.Tensor, temperature: float = 1.0) -
     middle = torch.logaddexp(p, q) - math.log(2)
     # nothing where the two agree: the rounding of the middle would be left, and equal answers are to give 0
     differ = p != q
-    parts = (torch.where(differ & (x.exp() > 0), x.exp() * (x - middle), 0.0).sum(dim=-1) for x in (p, q))
-    return (sum(parts) / 2).clamp(0.0, math.log(2))
+    of_p, of_q = (torch.where(differ & (x.exp() > 0), x.exp() * (x - middle), 0.0).sum(dim=-1) for x in (p, q))
+    return ((of_p + of_q) / 2).clamp(0.0, math.log(2))
 
 
 def js_divergence(

@@ -13,7 +13,7 @@ import copy
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ __all__ = ["Layer", "find_layers", "is_matrix"]
 
 # Weights of these scale single features; where they happen to have two dimensions they are no matrices.
 _NORMS = (
-    torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
+    torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase,
+    *([torch.nn.RMSNorm] if hasattr(torch.nn, "RMSNorm") else []),  # since torch 2.4
 )  # fmt: skip
 _CONVOLUTIONS = torch.nn.modules.conv._ConvNd
 # In a file nothing says what is a convolution: an array of three or more dimensions is taken for one if
@@ -144,11 +145,11 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
                     full = f"{prefix}.{name}" if prefix else name
                     convolution = isinstance(part, _CONVOLUTIONS)
                     entries.append(_Entry(full, tuple(value.shape), _reader(value), convolution))
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in _parameters(module):
         convolution = kind.get(id(parameter), False)
         if convolution is None:
             continue
-        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(parameter):
             if name.rpartition(".")[2] != "bias":  # which it will be has no shape yet
                 entries.append(_Entry(name, (), _uninitialised, False))
             continue
@@ -156,6 +157,14 @@ def _from_module(module: torch.nn.Module) -> list[_Entry]:
             _Entry(name, tuple(parameter.shape), _reader(parameter), convolution, _memory(parameter))
         )
     return entries
+
+
+def _parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """As ``named_parameters(remove_duplicate=False)``, which torch has since 2.0."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                yield f"{prefix}.{name}" if prefix else name, parameter
 
 
 def _effective(chain: torch.nn.Module) -> torch.Tensor:

@@ -58,7 +58,7 @@ class Options:
     @property
     def whole_seed(self) -> int:
         """The seed of what cannot be drawn from a generator."""
-        return self.seed if isinstance(self.seed, (int, np.integer)) else 0
+        return int(self.seed) if isinstance(self.seed, (int, np.integer)) else 0
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -151,7 +151,7 @@ def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
             return esd(matrix)  # says how large its entries are
     eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
-    if cutoff != "relative" and rounding > 0.01 * cutoff:
+    if not isinstance(cutoff, str) and rounding > 0.01 * cutoff:
         return esd(matrix)
     return np.where(eigenvalues > rounding, eigenvalues, 0.0)
 
@@ -212,7 +212,7 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
 
 def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
     """How localised the first shuffle's largest trap is: what `trap_vectors` says of it, without the places."""
-    generator = np.random.default_rng([seed, 0]) if isinstance(seed, (int, np.integer)) else seed
+    generator = np.random.default_rng([int(seed), 0]) if isinstance(seed, (int, np.integer)) else seed
     shuffled = shuffle_matrix(matrix, generator)
     wide = shuffled if matrix.shape[0] <= matrix.shape[1] else shuffled.T
     M = wide.shape[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from grokutils.experiment.config import RunConfig
+from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.experiment.models.base import Model
 from grokutils.experiment.models.mlp import MLP
 from grokutils.experiment.models.transformer import Transformer
@@ -19,7 +19,14 @@ MODELS: dict[str, type[Model]] = {"mlp": MLP, "transformer": Transformer}
 
 
 def build(config: RunConfig, device: str | torch.device = "cpu") -> Model:
-    """The model of a run, its data loaded and its weights drawn."""
+    """The model of a run, its data loaded and its weights drawn.
+
+    Raises
+    ------
+    ConfigError : a torch too old to train with.
+    """
+    if torch.__version__ < "2.4":
+        raise ConfigError(f"training needs torch 2.4 or newer, which has a fused AdamW; this is torch {torch.__version__}.")
     return MODELS[config.model](config, torch.device(device))
 
 

@@ -4,15 +4,14 @@
 >>> frame = interventions_of(load_record("results/express/wd0"))                 # doctest: +SKIP
 >>> frame[frame.control == ""].groupby("operation")[["js", "test_change"]].median()     # doctest: +SKIP
 
-``interventions.parquet`` lies beside the record's other tables. ``python -m grokutils.paper.harmful_traps.intervention_study
-results/express/wd0`` makes it.
+``interventions.parquet`` lies beside the record's other tables. ``grokutils interventions results/express/wd0``
+makes it.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,6 @@ import torch
 
 from grokutils.experiment import data
 from grokutils.records import files
-from grokutils.records.command import for_each_record
 from grokutils.records.record import Record
 from grokutils.spectra.harm import js_divergences, probes_like
 from grokutils.spectra.interventions import (
@@ -229,16 +227,3 @@ def change_interval(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tup
     counts = np.random.default_rng([seed, 5]).multinomial(n, shares, size=_RESAMPLES)
     low, high = np.quantile((counts[:, 2] - counts[:, 0]) / n, [0.025, 0.975])
     return float(change.mean()), round(float(low), 12), round(float(high), 12)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the tables of records, and store them, in reference records as well."""
-
-    def make(source: Record) -> pd.DataFrame:
-        return interventions_of(source, compute=True, store=True)
-
-    return for_each_record("intervention_study", __doc__.splitlines()[0], make, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

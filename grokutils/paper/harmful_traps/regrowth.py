@@ -4,21 +4,19 @@
 >>> frame = regrowth_of(load_record("results/express/wd0"))                      # doctest: +SKIP
 >>> frame[frame.layer == "fc1"].groupby(["start", "arm", "step"]).trap_strength.median()    # doctest: +SKIP
 
-``regrowth.parquet`` lies beside the record's other tables. ``python -m grokutils.paper.harmful_traps.regrowth results/express/wd0``
-makes it, from forks that it trains in ``runs/``; where it was interrupted it goes on.
+``regrowth.parquet`` lies beside the record's other tables. ``grokutils regrowth
+results/express/wd0`` makes it, from forks that it trains in ``runs/``; where it was interrupted it goes on.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from grokutils.records import files
-from grokutils.records.command import for_each_record
 from grokutils.records.record import Record
 from grokutils.spectra.interventions import control, edited_weights, layer_matrix, remove_trap, traps_in
 from grokutils.spectra.traps import find_traps
@@ -142,12 +140,3 @@ def _measured(fork: Record) -> pd.DataFrame:
                     })  # fmt: skip
     own = fork.metrics[["step", "member", "seed", "weight_decay", "train_accuracy", "test_accuracy"]]
     return pd.DataFrame(rows).merge(own, on=["step", "member"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the tables of records, and store them, in reference records as well."""
-    return for_each_record("regrowth", __doc__.splitlines()[0], make_regrowth, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -181,7 +181,7 @@ def prototypes_in_words(matches: pd.DataFrame) -> str:
 def regrowth_in_words(frame: pd.DataFrame, run: str) -> str:
     """Does a trap that was taken out grow back?"""
     if frame.empty:
-        return f"Not measured for this run: `python -m grokutils.paper.harmful_traps.regrowth {run}` trains the forks."
+        return f"Not measured for this run: `grokutils regrowth {run}` trains the forks."
     lines = []
     for (start, layer), own in frame.groupby(["start", "layer"], sort=False):
         end = own[own.step == own.step.max()]
