@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_arguments(t: argparse.ArgumentParser) -> None:
     from grokutils.experiment.config import RECIPES, hyperparameters
-    from grokutils.training.schedule import SAVES_PER_DECADE
+    from grokutils.records.schedule import SAVES_PER_DECADE
 
     t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
                    help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps; "

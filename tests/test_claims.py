@@ -50,7 +50,7 @@ from grokutils.paper.judge.published import MODULAR_MATRICES
 from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
 from grokutils.records.record import RecordError
 from grokutils.records.study import Study
-from grokutils.training.schedule import log_spaced
+from grokutils.records.schedule import log_spaced
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 YES, PARTLY, NO, UNMEASURED = VERDICTS

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, lead_times, onset
-from grokutils.training.schedule import log_spaced
+from grokutils.records.schedule import log_spaced
 from grokutils.util import columns
 
 MEASURED = np.array(log_spaced(10**6, 40))

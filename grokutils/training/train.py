@@ -30,7 +30,8 @@ from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.records import files
 from grokutils.records.record import FORMAT, Record, RecordError, checkpoint_path, read_provenance
 from grokutils.spectra import measure
-from grokutils.training import forks, schedule
+from grokutils.records import schedule
+from grokutils.training import forks
 from grokutils.training.hooks import Hook, check_hooks
 from grokutils.util import paths
 from grokutils.util.memory import available_memory, is_out_of_memory, size_in_words
