@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from grokutils.experiment.config import RunConfig
+from grokutils.experiment.traits import data_traits
 from grokutils.paper.judge.published import TABLE_STEPS
 from grokutils.records.phases import PHASES, Phases, lead_times
 from grokutils.records.study import Study
@@ -92,8 +93,8 @@ class Source:
 
     @cached_property
     def horizon(self) -> int:
-        """Steps of the whole experiment, which is the recipe's own number."""
-        return RunConfig.recipe(self.recipe).steps
+        """Steps of the whole experiment, which is the recipe's own number; of a network of the reader's own, the run's."""
+        return RunConfig.recipe(self.recipe).steps if self.study.config.own is None else self.study.config.steps
 
     @property
     def ended(self) -> bool:
@@ -278,7 +279,7 @@ def way_to_chance(source: Source, member: int) -> float:
     """How much of the way from the best test accuracy down to chance was gone by the end."""
     source.until_the_end()
     config, found = source.study.config, source.phases(member)
-    chance = 0.1 if config.model == "mlp" else 1 / config.p
+    chance = 1 / (data_traits(config.dataset).classes(config) or np.inf)
     return (found.peak_accuracy - found.final_accuracy) / max(found.peak_accuracy - chance, 1e-9)
 
 

@@ -132,6 +132,8 @@ def training_images(config: RunConfig, columns: int = 10) -> Figure:
     if columns < 1:
         raise ValueError(f"columns must be at least 1; got {columns!r}.")
     dataset = data.load(config, config.networks[0].seed)
+    if dataset.image_shape is None:
+        raise ValueError(f"the data of this run, {config.dataset}, are no images.")
     columns = min(columns, config.per_class)
     with style():
         figure, grid = plt.subplots(
