@@ -159,8 +159,6 @@ def test_an_optimiser_of_a_package(package, name, tmp_path):
     whole = train(express(), tmp_path / "whole", **parts)
     train(express(steps=11), tmp_path / "cut", **parts)
     assert state(train(express(), tmp_path / "cut", **parts)) == state(whole)
-    if name == "Lion":
-        assert whole.config.own.optimizer == "lion_pytorch.lion_pytorch.Lion"
 
 
 SCRIPT = """

@@ -120,7 +120,7 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Arrays in safetensors form, with a checksum of them and of the metadata."""
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}  # a single number stays one
     write_atomic(path, safetensors.numpy.save(arrays, {**metadata, _CHECKSUM: _digest(arrays, metadata)}))
 
 
