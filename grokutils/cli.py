@@ -330,7 +330,7 @@ def _publish(arguments: argparse.Namespace) -> int:
     from grokutils.util import paths
 
     source = load_record(arguments.name)
-    target = paths.run_dir(f"results/{arguments.to or source.name}", confined=True)
+    target = paths.reference_dir(source.name if arguments.to is None else arguments.to)
     if arguments.to is None and source.folder.is_relative_to(paths.results_dir()):
         target = source.folder
     analyze_record(source, store=True)
@@ -341,7 +341,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         wanted = [0, 1e5, edges.memorised, edges.grokking, edges.peak, edges.collapse, source.step]
         saved = source.steps_saved
         steps = {min(saved, key=lambda s: abs(s - w)) for w in wanted if w is not None}
-    _print(publish(source, target, (int(s) for s in steps)))
+    _print(publish(source, target, steps))
     return 0
 
 

@@ -26,6 +26,7 @@ from grokutils.spectra.verdict import THRESHOLDS, Thresholds, with_verdicts
 from grokutils.util import columns, paths
 from grokutils.util.blas import one_torch_thread
 from grokutils.util.progress import tqdm
+from grokutils.util.text import safe_name
 
 __all__ = ["Analysis", "NotKept", "analyze_record"]
 
@@ -204,11 +205,13 @@ class _Work:
         for name in _FILES:
             path = self.source.folder / f"{name}.parquet"
             frame = pd.DataFrame(columns=_COLUMNS[name])
-            if path.is_file():
+            if files.is_file(path):
                 try:
                     stored = self.source.table(name)
                 except RecordError as error:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
+                if odd := [layer for layer in set(stored.get("layer", ())) if layer != safe_name(str(layer))]:
+                    raise RecordError(f"{path} names a layer {odd[0]!r}, which is no name of a parameter. Delete it.")
                 if stored.attrs.get("grokutils") == self.stamp[name]:
                     frame = stored[_COLUMNS[name]]
                 else:

@@ -25,11 +25,12 @@ import safetensors
 import safetensors.numpy
 
 __all__ = [
-    "RecordError", "check_target", "locked", "read_bytes", "read_json", "read_parquet", "read_tensors", "sealed",
-    "write_atomic", "write_json", "write_parquet", "write_tensors",
+    "RecordError", "check_target", "is_file", "locked", "names_in", "read_bytes", "read_json", "read_parquet",
+    "read_tensors", "sealed", "write_atomic", "write_json", "write_parquet", "write_tensors",
 ]  # fmt: skip
 
 _CHECKSUM = "sha256"
+_ORDER = "order"
 # Stands where a table's checksum will be while it is computed.
 _BLANK = b"checksum".ljust(64, b"-")
 _FOUND = re.compile(rb'"sha256": ?"([^"]{64})"')
@@ -100,7 +101,7 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """An object for `write_json` with a checksum of the rest, which `read_json` looks at.
 
     >>> sealed({"step": 7})["sha256"][:8]
-    '7e9a39bd'
+    '23344736'
     """
     rest = {name: part for name, part in value.items() if name != _CHECKSUM}
     return {**rest, _CHECKSUM: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
@@ -119,8 +120,9 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Arrays in safetensors form, with a checksum of them and of the metadata."""
+    """Arrays in safetensors form, with their order, which the form does not keep, and a checksum of all of it."""
     arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}  # a single number stays one
+    metadata = {**metadata, _ORDER: json.dumps(list(arrays))}
     write_atomic(path, safetensors.numpy.save(arrays, {**metadata, _CHECKSUM: _digest(arrays, metadata)}))
 
 
@@ -144,6 +146,14 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(f"{path} is missing.") from None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {_why(error)}.") from None
+
+
+def is_file(path: Path) -> bool:
+    """Raises RecordError: the disk does not say."""
+    try:
+        return path.is_file()
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {_why(error)}.") from None
 
@@ -196,7 +206,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a file `write_tensors` wrote.
+    """Arrays, in the order in which they were written, and metadata of a file `write_tensors` wrote.
 
     Raises
     ------
@@ -204,7 +214,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     content = read_bytes(path)
     try:
-        arrays = safetensors.numpy.load(content)
+        arrays = safetensors.numpy.load(content)  # in random order
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
@@ -213,7 +223,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     # an earlier version had a checksum of the arrays alone
     if checksum not in (_digest(arrays, metadata), _digest(arrays)):
         raise _altered(path)
-    return arrays, metadata
+    order = json.loads(metadata.pop(_ORDER, "[]")) or sorted(arrays)  # an earlier version kept none
+    return {name: arrays[name] for name in order}, metadata
 
 
 def _altered(path: Path) -> RecordError:

@@ -9,7 +9,7 @@
     provenance.json             how far, complete or not, versions, hardware, wall time, data digests
 
 Every file says which run it belongs to, and reading checks it (`grokutils.records.files` writes and reads them). The
-state is written last: whatever it says has been done is already in the other files.
+provenance is written last: as far as it says the run is, all the other files are.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Record:
 
     def _all_marked(self) -> bool:
         """Whether it was written by a version that marks all files."""
-        there = (self.folder / "provenance.json").is_file()
+        there = files.is_file(self.folder / "provenance.json")
         return there and self.provenance.get("format", 1) >= FORMAT
 
     @property
@@ -271,13 +271,14 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
         raise ValueError(f"step {missing[0]:,} of {source.name} was not saved.")
     in_place = target.resolve() == source.folder.resolve()
     files.check_target(target)
-    if (target / "config.json").is_file() and _read_config(target).identity != source.config.identity:
+    if files.is_file(target / "config.json") and _read_config(target).identity != source.config.identity:
         raise RecordError(f"{target} holds another run; choose another name.")
-    keep = [Path("config.json"), Path("metrics.parquet"), Path("provenance.json")]
-    keep += [Path(name) for name in _DERIVED if (source.folder / name).is_file()]
+    keep = [Path("config.json"), Path("metrics.parquet")]
+    keep += [Path(name) for name in _DERIVED if files.is_file(source.folder / name)]
     keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
     if not source.complete:
         keep.append(Path("state.safetensors"))
+    keep.append(Path("provenance.json"))
     with files.locked(source.folder):
         with contextlib.nullcontext() if in_place else files.locked(target):
             if not in_place:

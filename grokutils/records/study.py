@@ -27,6 +27,7 @@ from grokutils.spectra.alpha import MIN_EIGENVALUES
 from grokutils.spectra.layers import find_layers
 from grokutils.util.columns import BASELINES, DIAGNOSTICS, SPECTRA
 from grokutils.util.paths import results_dir
+from grokutils.util.text import safe_name
 
 __all__ = ["NAMES", "PROGRESS_MEASURES", "Study", "study", "study_each_decay"]
 
@@ -82,8 +83,8 @@ class Study:
         """How tables call the record: its place under ``results/``, 'runs/x' of one's own, else its folder."""
         folder = self.record.folder.resolve()
         if folder.is_relative_to(results_dir().resolve()):
-            return str(folder.relative_to(results_dir().resolve()))
-        return f"{folder.parent.name}/{folder.name}"
+            return safe_name(str(folder.relative_to(results_dir().resolve())))
+        return safe_name(f"{folder.parent.name}/{folder.name}")
 
     @property
     def config(self) -> RunConfig:
@@ -115,7 +116,7 @@ class Study:
         base = RunConfig.recipe(self.config.recipe_name)
         aside = {"recipe_name", "seed", "weight_decay", "steps", "members", "own"}
         return [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={safe_name(str(value))}"
             for name, value, _ in self.config.describe()
             if name not in aside and value != getattr(base, name)
         ]

@@ -30,6 +30,8 @@ __all__ = ["MatrixDiagnosis", "Options", "diagnose_layer", "diagnose_matrix"]
 # The Monte-Carlo p needs hundreds of random spectra of the same shape: a second for 200 eigenvalues (once in
 # a process), many minutes for thousands.
 _LARGEST_NULL = 512
+# Of shuffles and other repetitions: more would fill the memory and take hours, and say no more.
+_MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("shuffles", "bootstrap", "ks_draws"):
-            _check_count(name, getattr(self, name))
+            _check_count(name, getattr(self, name), _MOST)
         if not isinstance(self.seed, (np.random.Generator, np.random.RandomState)):
             _check_count("seed", self.seed)
         if self.method not in METHODS:
@@ -61,9 +63,10 @@ class Options:
         return int(self.seed) if isinstance(self.seed, (int, np.integer)) else 0
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+def _check_count(name: str, value: Any, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+        limit = "" if most == math.inf else f" and at most {most:,}"
+        raise ValueError(f"{name} must be a whole number of at least 0{limit}; got {value!r}.")
 
 
 DEFAULTS = Options()

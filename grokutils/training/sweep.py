@@ -18,7 +18,9 @@ import os
 import pickle
 import re
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -33,7 +35,7 @@ from grokutils.records import files
 from grokutils.records.analysis import analyze_record
 from grokutils.records.record import Record, RecordError, load_record, publish
 from grokutils.training.hooks import Hook, check_hooks
-from grokutils.training.train import TrainingDiverged, TrainingInterrupted, train
+from grokutils.training.train import TrainingInterrupted, train
 from grokutils.util import paths
 from grokutils.util.progress import tqdm
 
@@ -261,19 +263,37 @@ class _Job:
         name, code = self.condition.name, self.process.exitcode
         try:
             error, diverged = self._end.recv()
-        except EOFError:  # killed, for lack of memory for one; or interrupted by itself
+        except (EOFError, OSError, pickle.UnpicklingError):  # killed, for lack of memory for one; or interrupted by itself
             return Outcome(name, None, f"its process ended with status {code}; run the same command to go on.")
         return Outcome(name, None, error) if error else Outcome(name, Record(folder), diverged=diverged)
 
 
 def _work(end, condition: Condition, *arguments) -> None:
     """In the process of a condition: run it, and say how it went; nothing, if it was interrupted."""
+    _end_with_parent()
     try:
-        end.send(("", _run(condition, *arguments)))
+        said = ("", _run(condition, *arguments))
     except KeyboardInterrupt:  # its state is saved
         os._exit(130)
-    except (TrainingDiverged, RecordError, OSError, ValueError, MemoryError) as error:
-        end.send((f"{type(error).__name__}: {error}", ()))
+    except Exception as error:
+        said = (f"{type(error).__name__}: {error}", ())
+    try:
+        end.send(said)
+    except OSError:
+        print(f"condition {condition.name!r}: nobody listens any more; its record is kept.", file=sys.stderr)
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process, having saved, when the one that started it has gone, however it went."""
+
+    def watch() -> None:
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)  # training saves; whatever else may end at once
+        time.sleep(_SAVING)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

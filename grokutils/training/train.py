@@ -304,25 +304,25 @@ class _Run:
         return {"identity": self.config.identity, "step": str(step)}
 
     def _save_state(self) -> None:
-        """Metrics, provenance, and last the state: the point from which a later process goes on."""
+        """Metrics, the state, from which a later process goes on, and last the provenance, which says how far all is."""
         self._check_finite()
         self._check_folder()
         rows = pd.DataFrame(self.rows)
         rows.attrs["grokutils"] = {"identity": self.config.identity, "step": self.step}
         files.write_parquet(self.folder / "metrics.parquet", rows)
-        self._write_provenance()
         state = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
         for index, hook in enumerate(self.hooks):
             state.update({f"hook{index}/{name}": array for name, array in hook.state().items()})
         files.write_tensors(self.folder / "state.safetensors", state, self._marks(self.step))
         self.state_step = self.step
+        self._write_provenance()
 
     def _check_folder(self) -> None:
         """Refuse to save into a folder that somebody has taken away, as a whole or what it begins with."""
-        if (self.folder / "config.json").is_file():
+        if files.is_file(self.folder / "config.json"):
             return
         kept = "nothing of it is left"
-        if (self.folder / "state.safetensors").is_file():
+        if files.is_file(self.folder / "state.safetensors"):
             kept = f"the state of step {self.state_step:,} is kept; run the same command to go on"
         raise RecordError(f"{self.folder / 'config.json'} has vanished while the run was at step {self.step:,}; {kept}.")
 
@@ -358,7 +358,7 @@ class _Run:
         path = self.folder / "state.safetensors"
         # a record begun by an earlier version may still have files without marks
         self.format = (previous or {"format": FORMAT}).get("format", 1)
-        if not path.is_file():
+        if not files.is_file(path):
             if previous and previous["step"] > 0:
                 kind = "a finished record" if previous["complete"] else "a record"
                 raise RecordError(f"{self.folder} is {kind} without a state to go on from; choose another out.")
@@ -382,7 +382,7 @@ class _Run:
         if there.config.steps != self.config.steps:
             self._write_config()
         self.diverged = dict((previous or {}).get("diverged", {}))
-        if not previous or previous["step"] != self.step:  # lost, or written by a process killed before the state was
+        if not previous or previous["step"] != self.step:  # lost, or not written any more by a process that was killed
             self._write_provenance()
         rows = there.metrics
         self.rows = rows[rows.step <= self.step].to_dict("records")
@@ -399,11 +399,11 @@ class _Run:
 
 def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     """The provenance of the run already in a folder, None for a new one; another run is refused."""
-    if not (folder / "config.json").is_file():
-        if not any((folder / name).is_file() for name in ("provenance.json", "state.safetensors")):
+    if not files.is_file(folder / "config.json"):
+        if not any(files.is_file(folder / name) for name in ("provenance.json", "state.safetensors")):
             return None
         # lost; but the command says what it was
-        if (folder / "provenance.json").is_file():
+        if files.is_file(folder / "provenance.json"):
             done = read_provenance(folder, config)["step"]
         else:
             _, marks = _read_state(folder / "state.safetensors", config)
@@ -416,7 +416,7 @@ def _previous(folder: Path, config: RunConfig) -> dict[str, Any] | None:
         differ = [k for k in mine if k not in ("steps", "recipe_name") and mine[k] != theirs[k]]
         what = ", ".join(f"{k} {_short(theirs[k])} instead of {_short(mine[k])}" for k in differ)
         raise RecordError(f"{folder} holds another run ({what}); choose another out.")
-    if not (folder / "provenance.json").is_file():
+    if not files.is_file(folder / "provenance.json"):
         return None  # cut off before its first save, or lost: then the state says how far it is
     return there.provenance
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["book_assets", "data_root", "find_run", "project_root", "results_dir", "run_dir", "runs_dir"]
+__all__ = ["book_assets", "data_root", "find_run", "project_root", "reference_dir", "results_dir", "run_dir", "runs_dir"]
 
 
 def project_root() -> Path:
@@ -19,8 +19,8 @@ def project_root() -> Path:
 
     An installed copy used outside any checkout has no project folder; the working folder serves.
     """
-    if home := os.environ.get("GROKUTILS_HOME"):
-        return Path(home).expanduser().resolve()
+    if home := _from_variable("GROKUTILS_HOME"):
+        return home
     here = Path.cwd()
     for folder in (Path(__file__).resolve().parents[2], here, *here.parents):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
@@ -30,8 +30,8 @@ def project_root() -> Path:
 
 def runs_dir() -> Path:
     """Where a user's runs go: ``$GROKUTILS_RUNS``, else the project's ``runs/`` (ignored by git)."""
-    if folder := os.environ.get("GROKUTILS_RUNS"):
-        return Path(folder).expanduser().resolve()
+    if folder := _from_variable("GROKUTILS_RUNS"):
+        return folder
     return project_root() / "runs"
 
 
@@ -47,9 +47,27 @@ def book_assets() -> Path:
 
 def data_root() -> Path:
     """The torchvision root that holds ``MNIST/raw``: ``$GROKUTILS_DATA``, else the project's ``data/``."""
-    if root := os.environ.get("GROKUTILS_DATA"):
-        return Path(root).expanduser().resolve()
+    if root := _from_variable("GROKUTILS_DATA"):
+        return root
     return project_root() / "data"
+
+
+def _from_variable(name: str) -> Path | None:
+    """The folder that a variable of the environment names; None if it is not set, or empty.
+
+    Raises
+    ------
+    ValueError : no folder, or one to be made in a folder that is not there.
+    """
+    if not (value := os.environ.get(name)):
+        return None
+    try:
+        folder = Path(value).expanduser().resolve()
+        if folder.is_dir() or (not folder.exists() and folder.parent.is_dir()):
+            return folder
+    except (RuntimeError, OSError, ValueError):  # the home of a user there is not, or no path at all
+        pass
+    raise ValueError(f"{name} must name a folder, or a new one in a folder that is there; got {value!r}.")
 
 
 def run_dir(out: str | os.PathLike, *, confined: bool = False) -> Path:
@@ -67,12 +85,15 @@ def run_dir(out: str | os.PathLike, *, confined: bool = False) -> Path:
 
     Raises
     ------
-    ValueError : an empty name, or one that leaves its folder.
+    ValueError : an empty name, or one that leaves its folder; a folder that all runs or one's home are in.
     """
     path = _path("out", out)
     text = os.fspath(out)
     if path.is_absolute():
         if not confined:
+            home = Path(os.path.expanduser("~"))
+            if any(base.resolve().is_relative_to(path.resolve()) for base in (home, runs_dir(), results_dir())):
+                raise ValueError(f"out must be a folder of this run alone; got {text!r}.")
             return path
         for base in (runs_dir(), results_dir()):
             if path.resolve().is_relative_to(base.resolve()) and path.resolve() != base.resolve():
@@ -90,15 +111,34 @@ def run_dir(out: str | os.PathLike, *, confined: bool = False) -> Path:
     return target
 
 
+def reference_dir(name: str) -> Path:
+    """The folder of a reference record to be written.
+
+    >>> reference_dir("a/b") == results_dir() / "a" / "b"
+    True
+
+    Raises
+    ------
+    ValueError : an empty name, an absolute path, or one that leaves ``results/``.
+    """
+    path = _path("name", name)
+    if path.is_absolute():
+        raise ValueError(f"name must be one under results/; got the absolute path {os.fspath(name)!r}.")
+    return run_dir(path if path.parts[:1] == ("results",) else Path("results") / path, confined=True)
+
+
 def _path(what: str, value: str | os.PathLike) -> Path:
-    """A parameter's value as a path, ``~`` expanded."""
+    """A parameter's value as a path, ``~`` expanded, but no other user's home."""
     try:
         text = os.fspath(value).strip()
-        path = Path(text).expanduser()
+        path = Path(text)
+        if path.parts[:1] == ("~",):
+            path = path.expanduser()
+        foreign = path.parts[:1] and path.parts[0].startswith("~")
         # no NUL, no line break, and no longer than file systems take
-        if text and text.isprintable() and all(len(os.fsencode(part)) <= 255 for part in path.parts):
+        if text and not foreign and text.isprintable() and all(len(os.fsencode(part)) <= 255 for part in path.parts):
             return path
-    except (TypeError, RuntimeError):  # no path at all, or the home of a user there is not
+    except (TypeError, RuntimeError):  # no path at all, or no home
         pass
     raise ValueError(f"{what} must name a run, such as 'my-run' or 'runs/my-run'; got {value!r}.")
 
@@ -117,8 +157,9 @@ def find_run(name: str | os.PathLike) -> Path:
         with contextlib.suppress(ValueError):  # what is no name under runs/ may still be a folder
             candidates = [run_dir(name), results_dir() / given, *candidates]
     for folder in candidates:
-        if (folder / "config.json").is_file():
-            return folder
+        with contextlib.suppress(OSError):  # a folder that one may not look into
+            if (folder / "config.json").is_file():
+                return folder
     known = sorted(
         f"{kind}/{found.parent.relative_to(base)}"
         for kind, base in (("runs", runs_dir()), ("results", results_dir()))
