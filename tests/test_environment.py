@@ -313,6 +313,7 @@ RUN_BY = {
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
     "make slow": (".ci/run", "make slow"),
+    ".ci/run": (".ci/run", "make test"),
     "make help": ("tests/test_environment.py", "def test_make_alone_prints_what_it_can_do"),
     "make": ("tests/test_environment.py", "def test_make_alone_prints_what_it_can_do"),
     # The plain pip way is, line by line, what make does to set up.
@@ -340,6 +341,9 @@ RUN_BY = {
         "grokutils train --recipe paper",
     ),
     "grokutils list": (".ci/run", "grokutils list"),
+    # The package without the lock.
+    "pip install .": ("tests/test_wheel.py", "def test_at_the_lower_bounds_that_it_declares"),
+    "grokutils diagnose model.safetensors": ("tests/test_wheel.py", "def test_at_the_lower_bounds_that_it_declares"),
     # Diagnosing, as shown.
     "grokutils diagnose runs/y/checkpoints/step_00002000.safetensors": (
         "tests/test_diagnose.py",
@@ -360,7 +364,7 @@ GETTING_HERE = re.compile(r"git clone \S+( \S+)?|cd \S+")
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 
 
 def commands(markdown: str) -> list[str]:

@@ -157,6 +157,7 @@ def test_two_processes_on_one_run(tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_two_threads_end_in_the_same_bits_each_time(tmp_path):
     config = tiny(width=200, steps=40)
     first = train(config, tmp_path / "a", threads=2, progress=False)

@@ -113,13 +113,6 @@ def analyze_record(
     )
 
 
-_COLUMNS = {
-    "diagnostics": [name for name in columns.DIAGNOSTICS if name not in ("verdict", "reason")],
-    "spectra": list(columns.SPECTRA),
-    "baselines": list(columns.BASELINES),
-}
-
-
 class _Work:
     """What a record holds, what it lacks, and what has been computed since."""
 
@@ -204,7 +197,7 @@ class _Work:
         saved = set(self.source.steps_saved)
         for name in _FILES:
             path = self.source.folder / f"{name}.parquet"
-            frame = pd.DataFrame(columns=_COLUMNS[name])
+            frame = pd.DataFrame(columns=columns.stored(name))
             if files.is_file(path):
                 try:
                     stored = self.source.table(name)
@@ -212,8 +205,8 @@ class _Work:
                     raise RecordError(f"{error} Delete it, and it is made again.") from None
                 if odd := [layer for layer in set(stored.get("layer", ())) if layer != safe_name(str(layer))]:
                     raise RecordError(f"{path} names a layer {odd[0]!r}, which is no name of a parameter. Delete it.")
-                if stored.attrs.get("grokutils") == self.stamp[name]:
-                    frame = stored[_COLUMNS[name]]
+                if _same_options(stored.attrs.get("grokutils"), self.stamp[name]):
+                    frame = stored[columns.stored(name)]
                 else:
                     lost |= not set(stored.get("step", ())) <= saved
             frames[name] = frame
@@ -252,13 +245,19 @@ class _Work:
     def _joined(self, frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         joined = {}
         for name, frame in frames.items():
-            new = pd.DataFrame(self.new[name], columns=_COLUMNS[name])
+            new = pd.DataFrame(self.new[name], columns=columns.stored(name))
             if len(new):
                 old = _only(frame, _keys(frame) - _keys(new))
                 new = pd.concat([old, new], ignore_index=True) if len(old) else new
                 frame = new.sort_values(["step", "member"], kind="stable", ignore_index=True)
             joined[name] = frame
         return joined
+
+
+def _same_options(stored: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether the numbers are the same; an option that is younger than the file had what is now its default."""
+    defaults = {name: _plain(value) for name, value in Options().as_dict().items() if name in wanted}
+    return isinstance(stored, Mapping) and defaults | dict(stored) == wanted
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,7 @@ from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.records import files
 from grokutils.records.files import RecordError
-from grokutils.util import paths
+from grokutils.util import columns, paths
 
 __all__ = ["FORMAT", "Record", "RecordError", "Unmarked", "find_reference", "list_records", "load_record", "publish"]
 
@@ -108,7 +108,7 @@ class Record:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
         and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
         provenance = self.provenance
-        frame = self.table("metrics")
+        frame = self._stored("metrics")
         path = self.folder / "metrics.parquet"
         if lost := [name for name in _METRICS if name not in frame or frame[name].dtype.kind not in "iuf"]:
             raise RecordError(f"{path} is damaged: it has no column of numbers {lost[0]!r}.")
@@ -118,15 +118,22 @@ class Record:
             raise RecordError(f"{path} belongs to another run: its seeds or weight decays are not those of config.json.")
         if frame.attrs.get("grokutils", {}).get("step", math.inf) < provenance["step"]:
             raise RecordError(f"{path} is of an earlier time of this run: it does not reach step {provenance['step']:,}.")
-        return frame[frame.step <= self.step].reset_index(drop=True)
+        return _filled(frame[frame.step <= self.step].reset_index(drop=True), "metrics")
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table ``<name>.parquet`` of this record, if it belongs to this run.
+        """The table ``<name>.parquet`` of this record, if it belongs to this run. What the version that wrote it had
+        no column for (`grokutils.util.columns.stored`) is NaN.
 
         Raises
         ------
         RecordError : no such file, a damaged one, or one of another run.
         """
+        frame = self._stored(name)
+        if lost := [key for key in ("step", "member") if key not in frame]:
+            raise RecordError(f"{self.folder / name}.parquet is damaged: it has no column {lost[0]!r}.")
+        return _filled(frame, name)
+
+    def _stored(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.parquet"
         frame = files.read_parquet(path)
         identity = frame.attrs.get("grokutils", {}).get("identity")
@@ -217,6 +224,11 @@ class Record:
         DataError : the code of a network of the user's own is not at hand.
         """
         return models.as_module(self.config, weights)
+
+
+def _filled(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    known = columns.stored(name)
+    return frame.reindex(columns=[*known, *(column for column in frame if column not in known)])
 
 
 def load_record(name: str | os.PathLike, until: int | None = None) -> Record:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "BASELINES", "DIAGNOSTICS", "HARM", "INTERVENTIONS", "LEAD_TIMES", "METRICS", "METRICS_PER_LAYER", "REGROWTH",
-    "SPECTRA", "page",
+    "SPECTRA", "page", "stored",
 ]  # fmt: skip
 
 _WHERE = {
@@ -172,6 +172,27 @@ REGROWTH = {
     "train_accuracy": "share of training examples classified correctly",
     "test_accuracy": "share of test examples classified correctly",
 }
+
+#: Of the tables that a record stores, by the names of their files.
+_STORED = {
+    "metrics": METRICS,
+    "diagnostics": DIAGNOSTICS,
+    "spectra": SPECTRA,
+    "baselines": BASELINES,
+    "interventions": INTERVENTIONS,
+    "regrowth": REGROWTH,
+}
+
+
+def stored(table: str) -> list[str]:
+    """Columns of a table that a record keeps, by the name of its file.
+
+    >>> stored("spectra")[:3]
+    ['step', 'member', 'layer']
+    """
+    # verdicts are made from the numbers each time, by the thresholds of whoever asks
+    return [name for name in _STORED[table] if table != "diagnostics" or name not in ("verdict", "reason")]
+
 
 _INTRODUCTION = """\
 <!-- Made from grokutils/columns.py, which says how; edit that. -->
