@@ -40,6 +40,11 @@ _DRAWS = 4
 _FILES = ("spectra", "baselines", "diagnostics")  # in the order in which they are written
 
 
+def stamp_of(identity: str) -> dict[str, Any]:
+    """The mark of tables whose numbers no option of the analysis changes."""
+    return {"version": _VERSION, "identity": identity}
+
+
 class NotKept(UserWarning):
     """An analysis could not be stored in its record, or not all of it could be done."""
 
@@ -121,7 +126,7 @@ class _Work:
         self.store = store
         self.options = options
         # equal for two analyses whose numbers are the same
-        run = {"version": _VERSION, "identity": source.config.identity}
+        run = stamp_of(source.config.identity)
         with_options = run | {name: _plain(value) for name, value in options.as_dict().items()}
         self.stamp = {"spectra": with_options, "baselines": run, "diagnostics": with_options}
         self.frames, self.lost = self._stored()

@@ -41,7 +41,7 @@ __all__ = ["FORMAT", "Record", "RecordError", "Unmarked", "find_reference", "lis
 FORMAT = 2
 
 # What analysis adds to a record.
-_DERIVED = (
+DERIVED = (
     "diagnostics.parquet", "spectra.parquet", "baselines.parquet", "interventions.parquet", "regrowth.parquet"
 )  # fmt: skip
 
@@ -286,9 +286,9 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
     if files.is_file(target / "config.json") and _read_config(target).identity != source.config.identity:
         raise RecordError(f"{target} holds another run; choose another name.")
     keep = [Path("config.json"), Path("metrics.parquet")]
-    keep += [Path(name) for name in _DERIVED if files.is_file(source.folder / name)]
+    keep += [Path(name) for name in DERIVED if files.is_file(source.folder / name)]
     keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
-    if not source.complete:
+    if not source.complete and (source.folder / "state.safetensors").is_file():
         keep.append(Path("state.safetensors"))
     keep.append(Path("provenance.json"))
     with files.locked(source.folder):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import bisect
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 import warnings
@@ -29,7 +27,7 @@ from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.records import files, schedule
 from grokutils.records.record import FORMAT, Record, RecordError, checkpoint_path, read_provenance
-from grokutils.records.rows import metrics_row
+from grokutils.records.rows import metrics_row, surroundings
 from grokutils.training import forks
 from grokutils.training.hooks import Hook, check_hooks
 from grokutils.util import paths
@@ -336,7 +334,7 @@ class _Run:
         session = {
             "started": self.when, "from_step": self.began_at, "to_step": self.step,
             "wall_s": round(time.monotonic() - self.started_at, 3), "threads": self.threads,
-            "device": _hardware(self.device), "versions": _versions(), "commit": _commit(),
+            **surroundings(self.device),
         }  # fmt: skip
         changed = {}
         if self.origin is not None:
@@ -522,33 +520,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, where there is one."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(paths.project_root()), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
