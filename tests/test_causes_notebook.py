@@ -24,6 +24,6 @@ def test_a_small_study_live(runs, monkeypatch, capsys):
     figures = [cell for cell in cells if "mystnb" in cell["metadata"]]
     assert sum(isinstance(value, Figure) for value in values) == len(figures)
     said = [value.data for value in values if isinstance(value, Markdown)]
-    assert "22 networks of 11 conditions, 2 seeds." in said[0] and "nan" not in "\n".join(said).lower()
+    assert "22 networks of 11 conditions, 2 seeds." in " ".join(said[0].split()) and "nan" not in "\n".join(said).lower()
     folders = sorted(path.name for path in (runs / "causes-quick-2").iterdir())
     assert folders == sorted(cause.name for cause in causes.conditions("quick"))

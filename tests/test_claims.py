@@ -24,18 +24,9 @@ from grokutils.paper.claims import CLAIMS, REFERENCE, TOPICS, judge, table, with
 from grokutils.paper.claims_page import details, overview, records, rule
 from grokutils.paper.harmful_traps.claims import HARM_CLAIMS
 from grokutils.paper.judge import impossible
-from grokutils.paper.judge.evidence import (
-    NotMeasured,
-    Source,
-    accuracy_when_learnt,
-    before_rise,
-    best_accuracy,
-    read,
-)
+from grokutils.paper.judge.evidence import NotMeasured, Source, at, collapsed
 from grokutils.paper.judge.findings import (
-    FEWEST,
     Finding,
-    _thresholds,
     exact_share,
     informedness,
     mean,
@@ -47,10 +38,11 @@ from grokutils.paper.judge.findings import (
 )
 from grokutils.paper.judge.judging import RULE, VERDICTS, Claim, Part, Range, judge_claim
 from grokutils.paper.judge.published import MODULAR_MATRICES
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
+from grokutils.paper.judge.stats import FEWEST, two_thresholds
 from grokutils.records.record import RecordError
-from grokutils.records.study import Study
 from grokutils.records.schedule import log_spaced
+from grokutils.records.signals import LAYER_CONTROLS, NETWORK_CONTROLS
+from grokutils.records.study import Study
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 YES, PARTLY, NO, UNMEASURED = VERDICTS
@@ -307,16 +299,14 @@ def test_what_is_settled_early_is_judged_early():
 
 def test_records_of_the_papers_recipe_are_read_at_its_tables_steps():
     source = run(but(fc1=(4.0, 3.2, 1.2)), recipe="paper")
-    assert [source.mark(0, phase) for phase in PHASES] == [100_000, 1_000_000, 10_000_000]
-    assert read("anti-grokking", "fc1", "alpha")(source, 0) == pytest.approx(1.2, rel=0.02)
+    assert source.study.phase_steps.loc[0].tolist() == [100_000, 1_000_000, 10_000_000]
+    assert source[at("anti-grokking", "fc1", "alpha")][0] == pytest.approx(1.2, rel=0.02)
     short = run(S, recipe="paper", until=0.2)
-    assert short.mark(0, "grokking") == 1_000_000
+    assert short[at("grokking", "fc1", "alpha")].notna().all()
     with pytest.raises(NotMeasured, match="reaches step 1,995,262; this is read at 10,000,000"):
-        short.mark(0, "anti-grokking")
-    express = run(S)
-    assert express.mark(0, "anti-grokking") == 250_000
-    assert express.mark(0, "grokking") == pytest.approx(25_000, rel=0.1)
-    assert 2_000 < express.mark(0, "pre-grokking") <= 6_400
+        short[at("anti-grokking", "fc1", "alpha")]
+    pre, peak, end = run(S).study.phase_steps.loc[0]
+    assert end == 250_000 and peak == pytest.approx(25_000, rel=0.1) and 2_000 < pre <= 6_400
 
 
 def test_what_speaks_of_the_papers_recipe_is_shown_but_not_judged_elsewhere():
@@ -405,17 +395,20 @@ def test_a_claim_is_what_its_judged_parts_are_together(values, together):
 def test_what_cannot_rise_any_more_is_past_its_peak():
     early = dict(until=1.2 * PEAK)
     with pytest.raises(NotMeasured, match="may still rise"):
-        best_accuracy(run(S, **early), 0)
-    assert best_accuracy(run(but(learnt=1.0, best=1.0), **early), 0) == 1.0
+        run(S, **early)["best"]
+    assert run(but(learnt=1.0, best=1.0), **early)["best"][0] == 1.0
 
 
 def test_before_its_own_rise():
     found = run(but(norm=(1.0, 5.0, 5.0)))
-    rise = found.phases(0).grokking
-    value = before_rise("network", "l2_norm")(found, 0)
-    norm = found.series(0, "network", "l2_norm")
-    assert value == norm[norm.index <= rise].iloc[-1] < 5
-    assert np.isnan(before_rise("network", "l2_norm")(run(but(learnt=0.5, best=0.5, end=0.5)), 0))
+    rise = found["rise"][0]
+    norm, traps = (found.course(0, *place) for place in (("network", "l2_norm"), ("fc1", "traps")))
+    assert found["norm_rise"][0] == norm[norm.index <= rise].iloc[-1] < 5
+    assert found[at("rise", "fc1", "traps")][0] == traps[traps.index <= rise].iloc[-1]
+    never = run(but(learnt=0.5, best=0.5, end=0.5))
+    assert np.isnan(never["norm_rise"][0]) and np.isnan(never[at("rise", "fc1", "traps")][0])
+    with pytest.raises(NotMeasured, match="has no traps network rise"):
+        found[at("rise", "network", "traps")]
 
 
 # -- numbers over networks ----------------------------------------------------------------------------------
@@ -437,7 +430,13 @@ def test_few_networks_have_no_interval():
 def test_bootstrap_interval_lies_among_the_values(values):
     found = over_networks(np.array(values), np.median)
     assert found.value == np.median(values) and found.n == len(values)
-    assert min(values) <= found.low <= found.high <= max(values)
+    assert found.low is found.high is None or min(values) <= found.low < found.high <= max(values)
+
+
+def test_networks_that_all_agree_have_no_interval():
+    """An interval without width says only that these networks agree."""
+    assert over_networks(np.full(20, 0.5), np.median) == Finding(0.5, n=20)
+    assert exact_share(20, 20).low is not None, "an exact one is never without width"
 
 
 def test_bootstrap_interval_is_that_of_the_mean():
@@ -449,13 +448,15 @@ def test_bootstrap_interval_is_that_of_the_mean():
 
 def test_networks_without_a_value_are_left_out_of_a_median_and_said():
     source = run(S, S, S, but(end=0.84))
-    quantity = lambda s, m: [1.0, 2.0, 6.0, np.nan][m]  # noqa: E731
+    quantity = lambda s: pd.Series([1.0, 2.0, 6.0, np.nan])  # noqa: E731
     found = median("wd0", quantity)({"wd0": source})
     assert (found.value, found.n, found.note) == (2.0, 3, "1 without a value")
     assert mean("wd0", quantity)({"wd0": source}).value == 3.0
     with pytest.raises(NotMeasured, match="no network of express-test has a value"):
-        median("wd0", lambda s, m: np.nan)({"wd0": source})
-    assert share("wd0", lambda s, m: [True, True, False, np.nan][m])({"wd0": source}).value == 0.5
+        median("wd0", lambda s: pd.Series([np.nan] * 4))({"wd0": source})
+    flags = lambda s: pd.Series([1.0, 1.0, 0.0, np.nan])  # noqa: E731
+    assert share("wd0", flags)({"wd0": source}).value == 0.5
+    assert share("wd0", flags, known=True)({"wd0": source}).note == "2 of 3"
 
 
 def test_informedness_is_hits_less_false_alarms():
@@ -463,13 +464,13 @@ def test_informedness_is_hits_less_false_alarms():
     for hits, false, j in ((3, 0, 1.0), (3, 9, 0.0), (0, 9, -1.0), (2, 3, 1 / 3)):
         flags = {"wd0": [True] * hits + [False] * (3 - hits) + [i < false for i in range(3)],
                  "wd0.01": [i < false - 3 for i in range(N)]}  # fmt: skip
-        quantity = lambda s, m, flags=flags: flags["wd0.01" if s.study.weight_decay else "wd0"][m]  # noqa: E731
+        quantity = lambda s, flags=flags: pd.Series(flags["wd0.01" if s.study.weight_decay else "wd0"])  # noqa: E731
         found = informedness({"it": quantity})(both)
         assert found.value == pytest.approx(j) and found.n == 2 * N
-    best = informedness({"never": lambda s, m: False, "right": lambda s, m: s.phases(m).collapse is not None})(both)
+    best = informedness({"never": lambda s: collapsed(s) & False, "right": collapsed})(both)
     assert best.value == 1 and best.note.startswith("right: 1.00 of 3 collapsed, 0.00 of 9")
     with pytest.raises(NotMeasured, match="no network collapsed"):
-        informedness({"it": lambda s, m: True})({"wd0": run(KEPT), "wd0.01": run(KEPT, decay=0.01)})
+        informedness({"it": lambda s: collapsed(s) | True})({"wd0": run(KEPT), "wd0.01": run(KEPT, decay=0.01)})
 
 
 def test_separation_is_that_of_the_two_phases():
@@ -493,7 +494,7 @@ def test_thresholds_are_the_best_there_are():
     rng = np.random.default_rng(0)
     for _ in range(20):
         values = rng.normal(size=(6, 3)).round(1) + rng.permutation(3)
-        order, cuts = _thresholds(values)
+        order, cuts = two_thresholds(values)
         assert cuts[0] <= cuts[1] and sorted(order) == [0, 1, 2]
 
         def right(a, b, values=values, order=order):
@@ -569,7 +570,7 @@ def test_json_holds_everything_and_is_json(judged, tmp_path):
     one = next(c for c in value["claims"] if c["id"] == "three-phases")
     assert one["results"]["express"]["verdict"] == judged.verdict("three-phases", "express") == YES
     part = one["results"]["express"]["parts"][2]
-    assert part["networks"] == N and part["low"] <= part["value"] <= part["high"] and part["rule"]
+    assert part["networks"] == N and part["low"] is part["high"] is None and part["rule"]
     assert one["results"]["paper"]["verdict"] == UNMEASURED and one["results"]["paper"]["parts"][2]["reason"]
     assert judged.verdict("modular-phases", "express") is None
 
@@ -681,4 +682,4 @@ def test_a_network_that_never_learns_is_no_error():
     found = judged_on(BY_ID["memorisation"], (but(learnt_at=2.0, train_end=0.5),) * N)
     assert found.verdict == UNMEASURED and "has a value" in found.reasons[0]
     source = run(but(learnt_at=2.0, train_end=0.5))
-    assert math.isnan(accuracy_when_learnt(source, 0))
+    assert math.isnan(source["at_learning"][0])

@@ -21,18 +21,12 @@ from grokutils.paper.harmful_traps.tables import (
     correlates_table,
     harm_rates,
     injections,
+    injections_table,
     judged_traps,
     rates_table,
     regrowth_table,
     removals,
     removals_table,
-    said,
-)
-from grokutils.paper.harmful_traps.words import (
-    cause_in_words,
-    regrowth_in_words,
-    told_in_words,
-    undone_in_words,
 )
 from grokutils.records.files import read_tensors, write_tensors
 from grokutils.records.record import publish
@@ -225,12 +219,11 @@ def test_only_single_traps_count():
     assert harm_rates(frame).positive == 1
 
 
-def test_tables_and_sentences_are_made_of_any_frame(frame):
+def test_tables_are_made_of_any_frame(frame):
     nothing = pd.DataFrame(columns=list(columns.INTERVENTIONS))
     for one in (frame, nothing, frame[frame.member == 0]):
-        texts = [told_in_words(one), undone_in_words(one), cause_in_words(one)]
-        tables = [rates_table(one), correlates_table(("x", one)), removals_table(one)]
-        assert not any("nan" in text for text in [*texts, *(table.to_string() for table in tables)])
+        tables = [rates_table(one), correlates_table(("x", one)), removals_table(one), injections_table(one)]
+        assert not any("nan" in table.to_string() for table in tables)
     means = removals(frame)
     own = at_best_and_last(frame)
     first = means.iloc[0]
@@ -239,9 +232,10 @@ def test_tables_and_sentences_are_made_of_any_frame(frame):
     assert set(injections(frame).operation) == {"entry", "entries", "mean", "rank-one"}
 
 
-def test_what_is_said_of_values():
-    assert said([0.1, np.nan]) == "0.10" and said([np.nan]) == "–"
-    assert said([1, 2, 3, 4, 5], ".0f").startswith("3 (")
+def test_a_collapse_by_injection_is_counted():
+    rows = made((0, 0.1, -0.3, -0.2), (1, 0.1, -0.3, -0.2), (2, 0.1, -0.01, 0.01), operation="mean")
+    rows.loc[1, "train_change"] = -0.5
+    assert injections_table(rows).loc[("fc1", "mean"), "a collapse"] == "1 of 3", "the second no longer knows its training set"
 
 
 # -- regrowth -----------------------------------------------------------------------------------------------
@@ -249,7 +243,7 @@ def test_what_is_said_of_values():
 
 def test_forks_without_traps(source, tmp_path):
     copy = publish(source, tmp_path / "copy", [100, 400])
-    assert regrowth_of(copy).empty and "grokutils regrowth x" in regrowth_in_words(regrowth_of(copy), "x")
+    assert regrowth_of(copy).empty
     made = make_regrowth(copy, steps=20, members=2, progress=False)
     pd.testing.assert_frame_equal(regrowth_of(copy), made)
     assert list(made.columns) == list(columns.REGROWTH)
@@ -260,7 +254,6 @@ def test_forks_without_traps(source, tmp_path):
     assert set(made[made.start == "last"].from_step) == {400}
     table = regrowth_table(made)
     assert len(table) == 12 and "nan" not in table.to_string()
-    assert "networks have a trap left" in regrowth_in_words(made, "x")
     assert set(json.loads((copy.folder / "config.json").read_text())) == set(json.loads((source.folder / "config.json").read_text()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, lead_times, onset
+from grokutils import RunConfig
 from grokutils.records.schedule import log_spaced
+from grokutils.records.signals import LAYER_CONTROLS, NETWORK_CONTROLS, Signal, onset, signals_of
+from grokutils.records.study import Study
 from grokutils.util import columns
 
 MEASURED = np.array(log_spaced(10**6, 40))
@@ -45,8 +48,18 @@ def from_step(step, after, before=4.0):
     return lambda s: after if s >= step else before
 
 
-def signals(*arguments, **options) -> pd.DataFrame:
-    return lead_times(*arguments, **options).set_index(["layer", "signal"])
+def lead_times(metrics: pd.DataFrame, layers: pd.DataFrame, network: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Of a study of these measurements; of one member unless they say whose they are."""
+    frames = [frame if "member" in frame else frame.assign(member=0) for frame in (metrics, layers)]
+    baselines = pd.DataFrame(columns=["step", "member"]) if network is None else network
+    frames.append(baselines if "member" in baselines else baselines.assign(member=0))
+    record = SimpleNamespace(config=RunConfig.recipe("modular"))
+    return Study(record, 0.0, frames[0], frames[1].assign(rows=20, columns=20), pd.DataFrame(), frames[2]).leads
+
+
+def signals(*arguments) -> pd.DataFrame:
+    found = lead_times(*arguments)
+    return found[found.layer != "average"].set_index(["layer", "signal"])
 
 
 FIXED = ["alpha leaves 2 to 6", "alpha below 2", "first trap", "trap growth"]
@@ -54,10 +67,9 @@ FIXED = ["alpha leaves 2 to 6", "alpha below 2", "first trap", "trap growth"]
 
 def test_nothing_happens_and_nothing_goes_off():
     found = lead_times(metrics(), layer(), network())
-    names = [name for name in columns.LEAD_TIMES if name != "member"]
-    assert list(found.columns) == names
-    assert found.signal.tolist() == [*FIXED, *LAYER_CONTROLS, *NETWORK_CONTROLS, "train_loss"]
-    assert found.layer.tolist() == ["fc1"] * (4 + len(LAYER_CONTROLS)) + ["network"] * (len(NETWORK_CONTROLS) + 1)
+    assert list(found.columns) == list(columns.LEAD_TIMES)
+    names = {where: own.signal.tolist() for where, own in found.groupby("layer")}
+    assert names["fc1"] == [*FIXED, *LAYER_CONTROLS] and names["network"] == [*NETWORK_CONTROLS, "train_loss"]
     assert found.onset.isna().all() and found.lead_steps.isna().all() and found.lead_decades.isna().all()
     assert (found.fall == FALL).all()
 
@@ -104,9 +116,11 @@ def test_without_a_fall_there_are_onsets_but_no_leads():
     assert signals(never, layer(traps=lambda s: 3.0), network()).onset.isna().all()
 
 
-def test_the_fall_is_five_points_for_good_and_can_be_moved():
+def test_the_fall_is_five_points_for_good():
     assert signals(metrics(), layer()).fall.eq(FALL).all()
-    assert signals(metrics(), layer(), drop=0.2).fall.isna().all()
+    shallow = metrics()
+    shallow.loc[shallow.step >= FALL, "test_accuracy"] += 0.06
+    assert signals(shallow, layer()).fall.isna().all()
     recovered = metrics()
     recovered.loc[recovered.step > 500_000, "test_accuracy"] += 0.1
     assert signals(recovered, layer()).fall.isna().all()
@@ -115,7 +129,8 @@ def test_the_fall_is_five_points_for_good_and_can_be_moved():
 def test_a_signal_must_last():
     blinking = layer(traps=lambda s: 1.0 if s in (1_000, 1_259, 10_000) or s >= 50_119 else 0.0)
     assert signals(metrics(), blinking).loc[("fc1", "first trap")].onset == 50_119
-    assert signals(metrics(), blinking, lasting=2).loc[("fc1", "first trap")].onset == 1_000
+    steps = np.arange(len(SAVED))
+    assert onset(steps, blinking.traps >= 0.5, lasting=2) == np.flatnonzero(SAVED == 1_000)[0]
     at_the_end = layer(alpha=from_step(794_328, 1.0))  # the last two measurements
     assert signals(metrics(), at_the_end).loc[("fc1", "alpha below 2")].onset == 794_328
 
@@ -137,7 +152,7 @@ def test_every_control_of_a_layer_goes_off_when_it_leaves_its_range_by_its_width
 def test_every_control_of_the_network(name):
     jump = from_step(10_000, 7.0, before=2.0)
     if name == "train_loss":
-        scores = metrics().assign(train_loss=[float(jump(s)) for s in MEASURED])
+        scores = metrics().assign(train_loss=[float(jump(s)) for s in MEASURED])  # read at the analysed steps
         found = signals(scores, layer(), network())
     else:
         found = signals(metrics(), layer(), network(**{name: jump}))
@@ -178,7 +193,7 @@ def test_missing_values_and_columns_are_survived():
     found = signals(metrics(), gaps.drop(columns="stable_rank"))
     assert found.loc[("fc1", "kurtosis")].onset == 5_012 and found.loc[("fc1", "max_over_std")].isna().onset
     assert ("fc1", "stable_rank") not in found.index and "train_loss" in found.loc["network"].index
-    assert ("network", "l2_norm") not in found.index  # no baselines
+    assert ("network", "circuit_complexity_text") not in found.index  # no baselines
 
 
 @settings(max_examples=25)
@@ -207,45 +222,37 @@ def test_layers_and_members_are_told_apart():
     two_layers = pd.concat([layers.assign(member=0), layer("fc1", traps=lambda s: 2.0).assign(member=1)])
     two_networks = pd.concat([network().assign(member=m) for m in (0, 1)])
     both = lead_times(two_metrics, two_layers, two_networks)
-    assert list(both.columns) == list(columns.LEAD_TIMES)
-    first = both[both.member == 0].drop(columns="member").reset_index(drop=True)
+    first = both[both.member == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(first, lead_times(metrics(), layers, network()))
-    second = both[(both.member == 1) & (both.signal == "first trap")]
-    assert second.layer.tolist() == ["fc1"] and second.onset.tolist() == [LEARNT] and second.fall.isna().all()
+    second = both[(both.member == 1) & (both.signal == "first trap")].set_index("layer")
+    assert second.onset["fc1"] == LEARNT and second.fall.isna().all()
 
 
-def test_several_members_without_a_word_are_refused():
-    with pytest.raises(ValueError, match="one member"):
-        lead_times(pd.concat([metrics(), metrics()]), layer())
-    with pytest.raises(ValueError, match="must be those of one member, or say whose they are"):
-        lead_times(metrics(), pd.concat([layer(), layer()]))
-    with pytest.raises(ValueError, match="must be those of one member, or say whose they are"):
-        lead_times(metrics(), layer(), pd.concat([network(), network()]))
+# -- one definition of a signal -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        (dict(metrics=metrics().drop(columns="test_accuracy")), "must have the columns step, train_accuracy"),
-        (dict(metrics=metrics().iloc[:0]), "metrics must have at least one row; got none"),
-        (dict(diagnostics=layer().drop(columns="alpha")), "diagnostics must have the columns step, layer, alpha, traps; no alpha"),
-        (dict(diagnostics=layer().drop(columns="traps")), "no traps"),
-        (dict(drop=0), "drop must be greater than 0"),
-        (dict(alpha_range=(6, 2)), r"alpha_range must be two ascending numbers of at least 1; got \(6, 2\)"),
-        (dict(alpha_range=(0, 2)), "alpha_range must be"),
-        (dict(alpha_range=(2,)), "alpha_range must be"),
-        (dict(lasting=0), "lasting must be a whole number of at least 1; got 0"),
-        (dict(lasting=1.5), "lasting must be"),
-        (dict(trapped_from=0), "trapped_from must be a positive number; got 0"),
-    ],
-)
-def test_what_has_no_meaning_is_refused(change, said):
-    with pytest.raises(ValueError, match=said):
-        lead_times(**{"metrics": metrics(), "diagnostics": layer(), **change})
+def test_a_threshold_is_reached_by_equality_unless_the_rule_says_below_or_outside():
+    reaches, grows, below = (Signal("traps", "fc1", "reaches", 0.5), Signal("traps", "fc1", "grows", 1.0), Signal("alpha", "fc1", "below", 2.0))
+    for signal, values, over in (
+        (reaches, [0.4, 0.5], [False, True]), (grows, [1.4, 1.4, 2.4, 2.39], [False, False, True, False]),
+        (below, [2.0, np.nextafter(2, 0)], [False, True]),
+    ):  # fmt: skip
+        assert (signal.scores(np.array(values)) >= signal.threshold).tolist() == over
+    away = Signal("kurtosis", "fc1", "away", 1.0)
+    values = np.array([1.0, 2, 1, 2, 1, 3, 3.01])
+    assert (away.scores(values, 5) >= away.threshold).tolist() == [False] * 6 + [True], "by more than the width"
 
 
-def test_no_layers_leave_the_network():
-    assert set(lead_times(metrics(), layer().iloc[:0], network()).layer) == {"network"}
+def test_growth_counts_from_the_first_lasting_trap_on():
+    signal = Signal("traps", "fc1", "grows", 1.0)
+    scores = signal.scores(np.array([9.0, 0, 0, 1, 1, 2.5, 2.5]))
+    assert np.isneginf(scores[:3]).all() and scores[3:].tolist() == [0, 0, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("where", ["fc1", "average", "network"])
+def test_no_two_signals_have_one_name(where):
+    names = [signal.name for signal in signals_of(where)]
+    assert len(set(names)) == len(names)
 
 
 # -- onset ----------------------------------------------------------------------------------------------------

@@ -81,15 +81,15 @@ def test_memorised_and_no_more():
     ],
 )
 def test_cases(train, test, expected):
-    assert find_phases(curves(train, test)) == expected
+    assert dataclasses.replace(find_phases(curves(train, test)), fall=None) == expected
 
 
 def test_thresholds():
     frame = curves([0.95, 1, 1, 1], [0.2, 0.3, 0.9, 0.7])
     assert find_phases(frame, memorised=0.9).memorised == 0
     assert find_phases(frame, rise=0.7).grokking is None
-    assert find_phases(frame, drop=0.3).collapse is None
-    assert find_phases(frame, drop=0.1).collapse == 3
+    assert find_phases(frame, collapse=0.3).collapse is None
+    assert find_phases(frame, collapse=0.1).collapse == 3
 
 
 # -- properties -------------------------------------------------------------------------------------------
@@ -118,14 +118,15 @@ def test_phases_follow_one_another_and_mean_what_they_say(frame):
         return
     assert train[train >= 0.99].index[0] == found.memorised
     assert found.peak_accuracy == test[found.peak] == test.loc[found.memorised :].max()
-    begun = [s for s in (found.memorised, found.grokking, found.peak, found.collapse) if s is not None]
+    begun = [s for s in (found.memorised, found.grokking, found.peak, found.fall, found.collapse) if s is not None]
     assert begun == sorted(begun)
     risen = test.loc[found.memorised : found.peak] >= test[found.memorised] + 0.05
     fallen = test.loc[found.peak :] <= found.peak_accuracy - 0.10
-    for start, holds in ((found.grokking, risen), (found.collapse, fallen)):
+    five = test.loc[found.peak :] <= found.peak_accuracy - 0.05
+    for start, holds in ((found.grokking, risen), (found.collapse, fallen), (found.fall, five)):
         if start is None:
             still = holds.iloc[::-1].cumprod().astype(bool).iloc[::-1]  # holds from here to the end
-            assert not holds.iloc[-1] or (holds is fallen and train[still[still].index].median() < 0.99)
+            assert not holds.iloc[-1] or (holds is not risen and train[still[still].index].median() < 0.99)
         else:  # from there on to the end, and not from the measurement before
             assert holds.loc[start:].all()
             assert not holds.loc[:start].iloc[:-1].tail(1).any()
@@ -152,7 +153,7 @@ def test_the_order_of_the_rows_does_not_matter(frame, random):
 def test_the_unit_of_time_does_not_matter(frame, factor):
     found = dataclasses.asdict(find_phases(frame))
     longer = dataclasses.asdict(find_phases(frame.assign(step=frame.step * factor)))
-    for name in ("memorised", "grokking", "peak", "collapse"):
+    for name in ("memorised", "grokking", "peak", "fall", "collapse"):
         assert longer[name] == (None if found[name] is None else found[name] * factor)
 
 
@@ -190,8 +191,8 @@ def test_what_is_no_accuracy_is_refused(column, value):
         find_phases(frame)
 
 
-@pytest.mark.parametrize("name", ["memorised", "rise", "drop"])
+@pytest.mark.parametrize("name", ["memorised", "rise", "fall", "collapse"])
 @pytest.mark.parametrize("value", [0, -0.1, 1.1, float("nan")])
 def test_thresholds_without_meaning_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be greater than 0 and at most 1; got {value}.$"):
+    with pytest.raises(ValueError, match=f"^{name} must be a number greater than 0 and at most 1; got {value}.$"):
         find_phases(a_run(), **{name: value})

@@ -289,7 +289,7 @@ def test_without_its_code_a_record_is_still_read(tmp_path, monkeypatch):
 def unseeded():
     net = nn.Linear(64, 10)
     with torch.no_grad():
-        net.weight.add_(torch.from_numpy(np.random.default_rng().normal(size=(10, 64))))  # noqa: NPY002
+        net.weight.add_(torch.from_numpy(np.random.default_rng().normal(size=(10, 64))))
     return net
 
 

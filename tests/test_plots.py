@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 
 from grokutils import RunConfig, train
-from grokutils.paper.kit import figures as plots
-from grokutils.paper.kit.figures import (
-    COLORS,
-    PHASE_COLORS,
-    phase_tints,
-    style,
-    training_curves,
-    training_images,
-)
+from grokutils.paper.kit.curves import training_curves
+from grokutils.paper.kit.figures import COLORS, PHASE_COLORS, phase_tints, style, use_svg
+from grokutils.paper.setup import training_images
 from grokutils.records.phases import Phases, find_phases
 
 EXPRESS = RunConfig.recipe("express")
@@ -70,9 +64,8 @@ def test_the_curves_are_the_measurements(one):
     shown = one.metrics[one.metrics.step >= 1]
     for axes, column in ((top, "train_accuracy"), (top, "test_accuracy"), (bottom, "l2_norm")):
         drawn = line(axes, COLORS[column.split("_")[0].replace("l2", "norm")])
-        assert np.array_equal(drawn.get_xdata(), shown.step) and np.array_equal(
-            drawn.get_ydata(), shown[column]
-        )
+        np.testing.assert_allclose(drawn.get_xdata(), shown.step)
+        np.testing.assert_allclose(drawn.get_ydata(), shown[column])
     assert top.get_xlim() == (1, LONG) and top.get_ylim()[1] >= 1
 
 
@@ -167,7 +160,7 @@ def tints(axes) -> dict[str, tuple[float, float]]:
 def test_tints_lie_where_the_phases_are(begins, expected):
     _, axes = plt.subplots()
     axes.set(xscale="log", xlim=(1, 5000))
-    phase_tints(axes, Phases(*begins, 0.9, 0.5), 5000)
+    phase_tints(axes, Phases(*begins, 0.9, 0.5), 5000, labels=True)
     assert tints(axes) == expected
     assert [t.get_text() for t in axes.texts] == list(expected)
     for text, (start, stop) in zip(axes.texts, expected.values(), strict=True):
@@ -201,11 +194,11 @@ def test_images_of_fewer_than_asked_for():
 
 @pytest.mark.parametrize("columns", [0, -1])
 def test_no_columns_is_refused(columns):
-    with pytest.raises(ValueError, match=f"columns must be at least 1; got {columns}"):
+    with pytest.raises(ValueError, match=f"columns must be a whole number of at least 1; got {columns}"):
         training_images(EXPRESS, columns)
 
 
 def test_notebook_figures_are_svg_without_a_date():
     with mpl.rc_context():
-        plots.use_svg()
+        use_svg()
         assert mpl.rcParams["svg.hashsalt"] == "grokutils" and mpl.rcParams["svg.fonttype"] == "none"

@@ -11,20 +11,12 @@ import numpy as np
 import pytest
 from made_studies import ALPHA, COLLAPSE, NEVER, PLATEAU, STEPS, made
 
-from grokutils.paper.kit.curves import (
-    accuracy_panels,
-    alpha_curves,
-    decay_contrast,
-    esd_with_fit,
-    layer_color,
-    lead_dots,
-    progress_curves,
-    shuffled_esds,
-    trap_curves,
-    traps_against_weights,
-)
-from grokutils.paper.kit.figures import COLORS, PHASE_COLORS, style
-from grokutils.paper.kit.tables import leads
+from grokutils.paper.alpha import esd_with_fit
+from grokutils.paper.baselines import lead_dots, leads
+from grokutils.paper.kit.curves import accuracy_panels, alpha_curves, progress_curves
+from grokutils.paper.kit.figures import COLORS, PHASE_COLORS, layer_color, style
+from grokutils.paper.traps import shuffled_esds, trap_curves, traps_against_weights
+from grokutils.paper.weight_decay import decay_contrast
 from grokutils.spectra.alpha import fit_power_law
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +89,7 @@ def test_alpha_is_the_median_and_the_line_at_2_is_always_there(studies):
     _, average, fc1, fc2 = figure.axes
     for axes, layer in ((fc1, "fc1"), (fc2, "fc2")):
         drawn = line(axes, layer_color(layer))
-        assert drawn.get_xdata().tolist() == list(STEPS[1:])
+        assert drawn.get_xdata() == pytest.approx(STEPS[1:])
         assert drawn.get_ydata() == pytest.approx([a + 0.1 for a in ALPHA[layer][1:]])
     mean = [(a + b) / 2 + 0.1 for a, b in zip(ALPHA["fc1"][1:], ALPHA["fc2"][1:], strict=True)]
     assert line(average, layer_color("average")).get_ydata() == pytest.approx(mean)

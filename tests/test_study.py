@@ -11,7 +11,8 @@ from made_studies import COLLAPSE, NEVER, PLATEAU, READ, SHAPES, STEPS, TRAIN, m
 from grokutils import RunConfig, train
 from grokutils.paper.judge.published import TABLE_STEPS
 from grokutils.records.phases import PHASES
-from grokutils.records.study import NAMES, study
+from grokutils.records.signals import NAMES
+from grokutils.records.study import study
 
 EXPRESS = RunConfig.recipe("express")
 
@@ -40,7 +41,7 @@ def test_members_of_different_decays_never_stand_together(mixed):
     W = low.matrix("fc2", step, 0)
     assert np.allclose(low.eigenvalues("fc2", step, 0), np.linalg.svd(W, compute_uv=False)[::-1] ** 2, rtol=1e-4)
     assert low.eigenvalues("fc2", step, 0, shuffle=None).shape == (2, 100)
-    assert not low.measures.isna().any(axis=None)
+    assert not low.measures[low.compared].isna().any(axis=None)
     with pytest.raises(ValueError, match="layer must be one of fc1, fc2, fc3; got 'fc9'"):
         low.matrix("fc9", step, 0)
     with pytest.raises(ValueError, match="holds no spectrum of fc1 at step 7 "):
@@ -135,21 +136,43 @@ def test_measures_and_their_readings(tmp_path):
     assert at["circuit_complexity_text", "network"].tolist() == [7, 7]
     assert data.reading("anti-grokking", data.collapsed).index.tolist() == [0]
     assert ("alpha", "fc3") not in data.measures, "the papers follow the hidden layers"
-    assert {name for name, _ in data.measures} <= set(NAMES)
+    assert set(data.compared) <= set(data.measures) and {name for name, _ in data.compared} <= set(NAMES)
 
 
 def test_an_average_is_missing_where_a_layer_is(tmp_path):
     data = made(tmp_path / "x")
     rows = (data.diagnostics.layer == "fc1") & (data.diagnostics.step == 100) & (data.diagnostics.member == 1)
     data.diagnostics.loc[rows, "alpha"] = math.nan
-    average = data.average_alpha.set_index(["step", "member"]).alpha
+    average = data.measures["alpha", "average"]
     assert math.isnan(average[100, 1]) and average.notna().sum() == len(average) - 1
 
 
 def test_without_progress_measures_the_rest_is_there(tmp_path):
     data = made(tmp_path / "x", baselines=False)
-    assert data.measures["circuit_complexity_text"].isna().all(axis=None)
+    assert "circuit_complexity_text" not in data.measures or data.measures["circuit_complexity_text"].isna().all(axis=None)
     assert data.measures["alpha"].notna().all(axis=None)
+
+
+def test_a_row_per_network(tmp_path):
+    data = made(tmp_path / "x", (COLLAPSE, PLATEAU, NEVER))
+    found = data.networks
+    assert found.index.tolist() == [0, 1, 2] and found.seed.tolist() == [10, 11, 12]
+    assert found.learnt.eq(100).all() and found.saturated.eq(100).all() and found.rise.dropna().eq(10_000).all()
+    assert found.collapsed[0] == found.fell[0] == 100_000 and found.fell[1:].isna().all()
+    assert found.loc[0, ["at_learning", "best", "final"]].tolist() == [0.2, 0.9, 0.5]
+    # where phases are read, and elsewhere
+    assert found["alpha fc1 grokking"].tolist()[:2] == [3.0, 3.1] and np.isnan(found["alpha fc1 grokking"][2])
+    for when, step in (("start", 0), ("end", 100_000)):
+        own = data.measures.xs(step, level="step")
+        assert (found[f"traps fc1 {when}"] == own["traps", "fc1"]).all()
+    assert found["traps fc1 most"].eq(4).all() and found["traps fc1 rise"].tolist()[:2] == [1, 1]
+    assert found["onset fc1 first trap"].eq(10_000).all() and found["onset fc2 alpha below 2"].isna().all()
+
+
+def test_what_is_drawn_over_steps_is_what_was_measured(tmp_path):
+    data = made(tmp_path / "x")
+    own = data.over_steps("fc1")
+    assert {"step", "member", "alpha", "traps"} <= set(own) and len(own) == 3 * len(STEPS)
 
 
 def test_shapes_and_layers(tmp_path):

@@ -11,68 +11,31 @@ P1, P2 and P3 are the papers that `grokutils.paper.judge.published` names; S is 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grokutils.paper.causes.claims import CAUSE_CLAIMS, CAUSE_RECORDS, CAUSE_TOPIC
 from grokutils.paper.harmful_traps.claims import HARM_CLAIMS, HARM_TOPIC
+from grokutils.paper.judge import evidence as q
 from grokutils.paper.judge import impossible
-from grokutils.paper.judge.evidence import (
-    accuracy_when_learnt,
-    alarmed,
-    alpha_against_erg,
-    any_of,
-    before_rise,
-    below,
-    best_accuracy,
-    change_over,
-    collapsed,
-    decline,
-    fall,
-    fallen_by,
-    falls,
-    growth,
-    last_accuracy,
-    last_train_accuracy,
-    lead_decades,
-    learnt_step,
-    mean_over,
-    none_over,
-    outnumber,
-    over_start,
-    peak_over_learnt,
-    peak_step,
-    rank_correlation,
-    reaches,
-    read,
-    rise,
-    saturation_step,
-    size,
-    warned,
-    warned_of_collapse,
-    way_to_chance,
-)
+from grokutils.paper.judge import published as printed
 from grokutils.paper.judge.findings import informedness, mean, median, phase_accuracy, separation, share
-from grokutils.paper.judge.judging import Claim, Judged, Part, Range, judge_claims
-from grokutils.paper.judge.published import (
-    FIGURE_1,
-    L2_NORM,
-    MODULAR_ACCURACY,
-    MODULAR_MATRICES,
-    MODULAR_TABLE,
-    MODULAR_TRAPS,
-    TABLE_1,
-    TABLE_1_ARXIV,
-    TABLE_2,
-    TABLE_2_LATER,
-    TABLE_4,
-    Number,
+from grokutils.paper.judge.judging import (
+    Claim,
+    Judged,
+    Part,
+    Range,
+    around,
+    at_least,
+    at_most,
+    judge_claims,
+    spreads,
 )
 from grokutils.records.files import write_json
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES
+from grokutils.records.phases import PHASES
 from grokutils.records.record import load_record
+from grokutils.records.signals import ALPHA_LOW, LAYER_CONTROLS, NETWORK_CONTROLS, TRAPPED_FROM
 from grokutils.util import paths
 
 __all__ = ["CLAIMS", "REFERENCE", "TOPICS", "judge", "table", "with_run", "write"]
@@ -87,25 +50,6 @@ REFERENCE: dict[str, dict[str, str | None]] = {
         **dict.fromkeys(CAUSE_RECORDS),
     },
 }
-
-
-def at_least(agrees: float, close: float) -> Range:
-    return Range((agrees, math.inf), (close, math.inf))
-
-
-def at_most(agrees: float, close: float) -> Range:
-    return Range((-math.inf, agrees), (-math.inf, close))
-
-
-def around(number: Number | float, agrees: float, close: float) -> Range:
-    """Within so much of a printed number."""
-    x = float(number)
-    return Range((x - agrees, x + agrees), (x - close, x + close))
-
-
-def spreads(number: Number) -> Range:
-    """Within two printed standard deviations of a printed mean; within four is close."""
-    return around(number, 2 * number.spread, 4 * number.spread)
 
 
 #: Of shares of networks: what is said of all of them, and of none.
@@ -128,12 +72,13 @@ TOPICS = {
 
 PRE, PEAK, END = PHASES
 FC = ("fc1", "fc2")
+EIGHT = tuple(printed.MODULAR_MATRICES.values())
 WHERE = {"fc1": "FC1", "fc2": "FC2", "average": "the average of FC1 and FC2", "network": "the network"}
 LASTS = "for three measurements in a row (fewer at the end of a record)"
 WHERE_ALPHA = {where: WHERE[where] for where in (*FC, "average")}
 #: Alpha as the authors' published notebook computes it, which their text does not say.
-CLIPPED = {f"{where} clipped": f"{WHERE[where]}, clipped" for where in (*FC, "average")}
-BELOW_2 = "alpha below 2"
+CLIPPED = {where: f"{WHERE[where]}, clipped" for where in (*FC, "average")}
+BELOW_2, CLIPPED_BELOW_2 = "alpha below 2", "alpha_clipped below 2"
 #: The papers' other measures, each in both definitions.
 RIVALS = {name.replace("_", " "): ("network", name) for name in NETWORK_CONTROLS}
 #: Of a measure that is computed in two ways.
@@ -144,13 +89,13 @@ ALPHAS = {f"alpha of {WHERE[where]}": (where, "alpha") for where in (*FC, "avera
 def _table_1(where: str) -> tuple[Part, ...]:
     judged = (
         Part(
-            f"alpha of {WHERE[where]}, {phase}", median("wd0", read(phase, where, "alpha_clipped")),
-            spreads(TABLE_1[where][phase]), str(TABLE_1[where][phase]),
+            f"alpha of {WHERE[where]}, {phase}", median("wd0", q.at(phase, where, "alpha_clipped")),
+            spreads(printed.TABLE_1[where][phase]), str(printed.TABLE_1[where][phase]),
         )
         for phase in PHASES
     )  # fmt: skip
     plain = (
-        Part(f"... nothing clipped, {phase}", median("wd0", read(phase, where, "alpha"))) for phase in PHASES
+        Part(f"... nothing clipped, {phase}", median("wd0", q.at(phase, where, "alpha"))) for phase in PHASES
     )
     return (*judged, *plain)
 
@@ -165,7 +110,7 @@ def _warnings(names: Sequence[str], where: str) -> tuple[Part, ...]:
     return tuple(
         Part(
             f"Youden's J of a warning by {name.replace('_', ' ')} of {WHERE[where]}",
-            informedness({name: warned(where, name)}),
+            informedness({name: q.warned(where, name)}),
         )
         for name in names
     )
@@ -182,14 +127,14 @@ CLAIMS: tuple[Claim, ...] = (
         "a fall of over 25 points; training accuracy 1",
         ("wd0",),
         (
-            Part("test accuracy where the training set is learnt", median("wd0", accuracy_when_learnt),
+            Part("test accuracy where the training set is learnt", median("wd0", "at_learning"),
                  at_most(0.3, 0.5), "low"),
-            Part("rise from there to the best", median("wd0", rise), at_least(0.25, 0.1), "to 0.85"),
-            Part("fall from the best to the end", median("wd0", fall), at_least(0.25, 0.1), "over 0.25"),
-            Part("networks that fell by 0.25 or more", share("wd0", fallen_by(0.25)), ALWAYS, "all"),
-            Part("training accuracy at the end", median("wd0", last_train_accuracy), at_least(0.999, 0.98),
+            Part("rise from there to the best", median("wd0", q.less("best", "at_learning")), at_least(0.25, 0.1), "to 0.85"),
+            Part("fall from the best to the end", median("wd0", q.lost()), at_least(0.25, 0.1), "over 0.25"),
+            Part("networks that fell by 0.25 or more", share("wd0", q.reaches(0.25, q.lost(0.25))), ALWAYS, "all"),
+            Part("training accuracy at the end", median("wd0", q.at_fall("train_final")), at_least(0.999, 0.98),
                  "1", ".3f"),
-            Part("networks that fell by 0.10 or more", share("wd0", fallen_by(0.10))),
+            Part("networks that fell by 0.10 or more", share("wd0", q.reaches(0.10, q.lost(0.10)))),
         ),
         "How far accuracy falls depends on how long one trains; where each record ends is said above.",
     ),
@@ -199,11 +144,11 @@ CLAIMS: tuple[Claim, ...] = (
         "between 0.1 and 0.2.",
         "P1 Figure 1", "1e4 to 1e5 steps, test accuracy 0.1 to 0.2", ("wd0",),
         (
-            Part("test accuracy where the training set is learnt", median("wd0", accuracy_when_learnt),
+            Part("test accuracy where the training set is learnt", median("wd0", "at_learning"),
                  Range((0.1, 0.2), (0.05, 0.35)), "0.1 to 0.2"),
-            Part("step at which all training images are right", median("wd0", saturation_step),
-                 Range(FIGURE_1["train_saturates_steps"], (1e3, 1e6)), "1e4 to 1e5", ",.0f", only="paper"),
-            Part("step at which 99 % of them are", median("wd0", learnt_step), style=",.0f"),
+            Part("step at which all training images are right", median("wd0", "saturated"),
+                 Range(printed.FIGURE_1["train_saturates_steps"], (1e3, 1e6)), "1e4 to 1e5", ",.0f", only="paper"),
+            Part("step at which 99 % of them are", median("wd0", "learnt"), style=",.0f"),
         ),
     ),
     Claim(
@@ -211,11 +156,11 @@ CLAIMS: tuple[Claim, ...] = (
         "Test accuracy is best, at about 0.85, near a million steps: long after the training set was learnt.",
         "P1 Figure 1", "0.85 near 1e6 steps", ("wd0",),
         (
-            Part("best test accuracy", median("wd0", best_accuracy),
-                 around(FIGURE_1["peak_accuracy"], 0.05, 0.10), str(FIGURE_1["peak_accuracy"])),
+            Part("best test accuracy", median("wd0", "best"),
+                 around(printed.FIGURE_1["peak_accuracy"], 0.05, 0.10), str(printed.FIGURE_1["peak_accuracy"])),
             Part("its step over that at which the training set was learnt",
-                 median("wd0", peak_over_learnt), at_least(10, 3), "10 to 100", ".3g"),
-            Part("its step", median("wd0", peak_step), Range((5e5, 2e6), (1e5, 1e7)), "1e6", ",.0f",
+                 median("wd0", q.over("peak", "learnt")), at_least(10, 3), "10 to 100", ".3g"),
+            Part("its step", median("wd0", "peak"), Range((5e5, 2e6), (1e5, 1e7)), "1e6", ",.0f",
                  only="paper"),
         ),
     ),
@@ -224,9 +169,9 @@ CLAIMS: tuple[Claim, ...] = (
         "The collapse takes test accuracy all the way back to chance.",
         "P2 abstract (P1 Figure 1 shows 0.45 to 0.5)", "back to chance", ("wd0",),
         (
-            Part("share of the way from the best test accuracy down to chance", median("wd0", way_to_chance),
+            Part("share of the way from the best test accuracy down to chance", median("wd0", q.way_to_chance),
                  at_least(0.9, 0.5), "1 (0.5 in P1)"),
-            Part("test accuracy at the end", median("wd0", last_accuracy), paper="0.45 to 0.5 in P1"),
+            Part("test accuracy at the end", median("wd0", "final"), paper="0.45 to 0.5 in P1"),
         ),
         "How far accuracy falls depends on how long one trains; where each record ends is said above.",
     ),
@@ -238,12 +183,12 @@ CLAIMS: tuple[Claim, ...] = (
         ("wd0",),
         (
             Part("norm before the network's own rise over that at the start",
-                 median("wd0", over_start(before_rise("network", "l2_norm"), "network", "l2_norm")),
+                 median("wd0", q.over("norm_rise", "norm_start")),
                  around(1, 0.1, 0.25), "1"),
-            Part("norm at the end over that at the start", median("wd0", growth(END, "network", "l2_norm")),
-                 at_least(3, 1.5), f"{L2_NORM['final'] / L2_NORM['flat']:.1f}"),
-            Part("norm at the end", median("wd0", read(END, "network", "l2_norm")),
-                 around(L2_NORM["final"], 84, 210), f"{L2_NORM['final']:.0f}", ".0f", only="paper"),
+            Part("norm at the end over that at the start", median("wd0", q.over(q.at(END, "network", "l2_norm"), "norm_start")),
+                 at_least(3, 1.5), f"{printed.L2_NORM['final'] / printed.L2_NORM['flat']:.1f}"),
+            Part("norm at the end", median("wd0", q.at(END, "network", "l2_norm")),
+                 around(printed.L2_NORM["final"], 84, 210), f"{printed.L2_NORM['final']:.0f}", ".0f", only="paper"),
         ),
     ),
     Claim(
@@ -252,13 +197,13 @@ CLAIMS: tuple[Claim, ...] = (
         "it, while the norm shrinks.",
         "P1 Appendix C, Figures 6 and 7", "0.88, then 0.83 to 0.85; no collapse", ("wd0.01",),
         (
-            Part("networks that collapsed (by 0.10 for good)", share("wd0.01", collapsed), NEVER, "none"),
+            Part("networks that collapsed (by 0.10 for good)", share("wd0.01", q.collapsed), NEVER, "none"),
             Part("fall from the best to the end",
-                 median("wd0.01", decline), at_most(0.05, 0.10), "0.03 to 0.05"),
+                 median("wd0.01", q.less("best", "final")), at_most(0.05, 0.10), "0.03 to 0.05"),
             Part("norm at the end over that at the start",
-                 median("wd0.01", growth(END, "network", "l2_norm")), at_most(1, 1.2), "under 1"),
-            Part("best test accuracy", median("wd0.01", best_accuracy),
-                 around(FIGURE_1["peak_accuracy_decay"], 0.05, 0.10), str(FIGURE_1["peak_accuracy_decay"]),
+                 median("wd0.01", q.over(q.at(END, "network", "l2_norm"), "norm_start")), at_most(1, 1.2), "under 1"),
+            Part("best test accuracy", median("wd0.01", "best"),
+                 around(printed.FIGURE_1["peak_accuracy_decay"], 0.05, 0.10), str(printed.FIGURE_1["peak_accuracy_decay"]),
                  only="paper"),
         ),
         exclusive=True,
@@ -270,7 +215,7 @@ CLAIMS: tuple[Claim, ...] = (
         "lower still after the collapse.",
         "P1 Table 1, Figure 4", "4.3, 2.8, 1.2 on average", ("wd0",),
         tuple(
-            Part(f"networks in which alpha of {WHERE[where]} falls twice", share("wd0", falls(where)),
+            Part(f"networks in which alpha of {WHERE[where]} falls twice", share("wd0", q.falls(where)),
                  ALWAYS, "all")
             for where in (*FC, "average")
         ),
@@ -283,8 +228,8 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 1", "Table 1", ("wd0",), (*_table_1("fc1"), *_table_1("fc2"), *_table_1("average")),
         "Judged within two of the spreads that the table prints, and with up to nine of the largest "
         "eigenvalues clipped, as the authors' published notebook does and the text does not say. P2 and "
-        f"the arXiv version of P1 print {', '.join(map(str, TABLE_1_ARXIV['fc1'].values()))} for FC1 and "
-        f"{', '.join(map(str, TABLE_1_ARXIV['fc2'].values()))} for FC2. Alpha depends on a layer's size, which differs "
+        f"the arXiv version of P1 print {', '.join(map(str, printed.TABLE_1_ARXIV['fc1'].values()))} for FC1 and "
+        f"{', '.join(map(str, printed.TABLE_1_ARXIV['fc2'].values()))} for FC2. Alpha depends on a layer's size, which differs "
         "between the recipes. A range that reaches below 1 reaches below what alpha can be.",
     ),
     Claim(
@@ -292,11 +237,11 @@ CLAIMS: tuple[Claim, ...] = (
         "A network is in collapse where alpha of one of its layers is below 2.",
         "P1 section 1 (fourth contribution), section 3.1", "always, and only then", ("wd0", "wd0.01"),
         (
-            *(Part(f"Youden's J of alpha below 2 in {WHERE[where]}", informedness({where: alarmed(where, BELOW_2)}),
+            *(Part(f"Youden's J of alpha below 2 in {WHERE[where]}", informedness({where: q.alarmed(where, BELOW_2)}),
                    IDENTIFIES, "1") for where in (*FC, "average")),
             Part("Youden's J of alpha below 2 in FC1 or FC2",
-                 informedness({"either": any_of(*(alarmed(where, BELOW_2) for where in FC))}), IDENTIFIES, "1"),
-            *(Part(f"Youden's J of alpha below 2 in {name}", informedness({where: alarmed(where, BELOW_2)}),
+                 informedness({"either": q.any_of(*(q.alarmed(where, BELOW_2) for where in FC))}), IDENTIFIES, "1"),
+            *(Part(f"Youden's J of alpha below 2 in {name}", informedness({where: q.alarmed(where, CLIPPED_BELOW_2)}),
                    IDENTIFIES, "1") for where, name in CLIPPED.items()),
         ),
         f"J is the share of collapsed networks with alpha below 2 {LASTS}, less the share of the others, nearly all of "
@@ -309,19 +254,19 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 abstract, section 4.1; the abstract of its workshop version", "invariably", ("wd0",),
         (
             *(Part(f"networks in which alpha of {WHERE[where]} was below 2 before the fall",
-                   share("wd0", warned_of_collapse(where, BELOW_2)), ALWAYS, "all") for where in FC),
+                   share("wd0", q.warned_of_collapse(where, BELOW_2)), ALWAYS, "all") for where in FC),
             *(Part(f"networks in which alpha of {name} was below 2 before the fall",
-                   share("wd0", warned_of_collapse(where, BELOW_2)), ALWAYS, "all") for where, name in CLIPPED.items()),
+                   share("wd0", q.warned_of_collapse(where, CLIPPED_BELOW_2)), ALWAYS, "all") for where, name in CLIPPED.items()),
             *(Part(f"decades of steps from alpha below 2 in {WHERE[where]} to the fall",
-                   median("wd0", lead_decades(where, BELOW_2))) for where in (*FC, "average")),
+                   median("wd0", q.lead_decades(where, BELOW_2))) for where in (*FC, "average")),
             *(Part(f"decades of steps from alpha below 2 in {name} to the fall",
-                   median("wd0", lead_decades(where, BELOW_2))) for where, name in CLIPPED.items()),
+                   median("wd0", q.lead_decades(where, CLIPPED_BELOW_2))) for where, name in CLIPPED.items()),
             *(Part(f"decades from the first trap in {WHERE[where]} to the fall",
-                   median("wd0", lead_decades(where, "first trap"))) for where in FC),
+                   median("wd0", q.lead_decades(where, "first trap"))) for where in FC),
             *(Part(f"decades from {name.replace('_', ' ')} of {WHERE[where]} to the fall",
-                   median("wd0", lead_decades(where, name))) for where in FC for name in LAYER_CONTROLS),
+                   median("wd0", q.lead_decades(where, name))) for where in FC for name in LAYER_CONTROLS),
             *(Part(f"decades from {name.replace('_', ' ')} to the fall",
-                   median("wd0", lead_decades("network", name))) for name in NETWORK_CONTROLS),
+                   median("wd0", q.lead_decades("network", name))) for name in NETWORK_CONTROLS),
         ),
         "The fall is where test accuracy is 5 points under its best for good. A control goes off when it "
         "leaves the range of its values before grokking by more than the width of that range; a lead in "
@@ -333,9 +278,10 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 abstract, sections 4.1 and 5", "uniquely alpha", ("wd0", "wd0.01"),
         (
             Part("Youden's J of a warning by alpha below 2, the best of FC1, FC2 and their average, clipped or not",
-                 informedness({name: warned(w, BELOW_2) for w, name in (WHERE_ALPHA | CLIPPED).items()}), IDENTIFIES, "1"),
+                 informedness({name: q.warned(w, signal) for signal, names in ((BELOW_2, WHERE_ALPHA), (CLIPPED_BELOW_2, CLIPPED))
+                               for w, name in names.items()}), IDENTIFIES, "1"),
             Part("Youden's J of a warning by the best of the papers' other measures",
-                 informedness({name: warned(*place) for name, place in RIVALS.items()}), IGNORES, "0"),
+                 informedness({name: q.warned(*place) for name, place in RIVALS.items()}), IGNORES, "0"),
             *_warnings(NETWORK_CONTROLS, "network"), *_warnings(LAYER_CONTROLS, "fc1"),
             *_warnings(LAYER_CONTROLS, "fc2"),
         ),
@@ -365,7 +311,7 @@ CLAIMS: tuple[Claim, ...] = (
         "S abstract", "they align remarkably well", ("wd0",),
         tuple(
             Part(f"rank correlation of |alpha - 2| with |ERG gap| in {WHERE[where]}",
-                 median("wd0", alpha_against_erg(where)), at_least(0.5, 0.2), "positive")
+                 median("wd0", q.alpha_against_erg(where)), at_least(0.5, 0.2), "positive")
             for where in FC
         ),
         "S tests it on a perceptron that does not grok. Over the steps of each run from memorisation on, where both "
@@ -379,11 +325,11 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 2, section 4.2", "0", ("wd0",),
         tuple(
             Part(f"networks without traps in {WHERE[where]}, {phase}",
-                 share("wd0", below(0.5, phase, where, "traps")), ALWAYS,
-                 f"all ({TABLE_2[0.0, where][phase]} traps)")
+                 share("wd0", q.under(TRAPPED_FROM, q.at(phase, where, "traps"))), ALWAYS,
+                 f"all ({printed.TABLE_2[0.0, where][phase]} traps)")
             for where in FC for phase in (PRE, PEAK)
         ) + tuple(
-            Part(f"traps in {WHERE[where]} before the network's own rise", mean("wd0", before_rise(where, "traps")))
+            Part(f"traps in {WHERE[where]} before the network's own rise", mean("wd0", q.at("rise", where, "traps")))
             for where in FC
         ),
         "A network counts as without traps if fewer than half of the shuffles show one. A record of the paper's recipe is read "
@@ -396,25 +342,25 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 2, section 4.2; P2 abstract", "6.33 and 1.00", ("wd0",),
         tuple(
             Part(f"networks with traps in {WHERE[where]}, {END}",
-                 share("wd0", reaches(0.5, END, where, "traps")), ALWAYS, "all")
+                 share("wd0", q.reaches(TRAPPED_FROM, q.at(END, where, "traps"))), ALWAYS, "all")
             for where in FC
         ),
     ),
     Claim(
         "many-and-one", "traps", "Many traps in FC1, one in FC2",
         "After the collapse the first layer holds several traps and the second exactly one.",
-        "P1 Table 2; P2 and P3", f"{TABLE_2[0.0, 'fc1'][END]} and {TABLE_2[0.0, 'fc2'][END]}", ("wd0",),
+        "P1 Table 2; P2 and P3", f"{printed.TABLE_2[0.0, 'fc1'][END]} and {printed.TABLE_2[0.0, 'fc2'][END]}", ("wd0",),
         (
-            Part("mean number of traps in FC1", mean("wd0", read(END, "fc1", "traps")),
-                 Range((2, 12), (1, 25)), f"{TABLE_2[0.0, 'fc1'][END]}, {TABLE_2_LATER[0.0, 'fc1'][END]}"),
-            Part("mean number of traps in FC2", mean("wd0", read(END, "fc2", "traps")),
-                 around(TABLE_2[0.0, "fc2"][END], 0.25, 0.75), str(TABLE_2[0.0, "fc2"][END])),
+            Part("mean number of traps in FC1", mean("wd0", q.at(END, "fc1", "traps")),
+                 Range((2, 12), (1, 25)), f"{printed.TABLE_2[0.0, 'fc1'][END]}, {printed.TABLE_2_LATER[0.0, 'fc1'][END]}"),
+            Part("mean number of traps in FC2", mean("wd0", q.at(END, "fc2", "traps")),
+                 around(printed.TABLE_2[0.0, "fc2"][END], 0.25, 0.75), str(printed.TABLE_2[0.0, "fc2"][END])),
             Part("networks with at least one trap more in FC1 than in FC2",
-                 share("wd0", outnumber(END, "fc1", "fc2"))),
+                 share("wd0", q.outnumber(END, "fc1", "fc2"))),
             Part("largest weight of FC1 in standard deviations",
-                 median("wd0", read(END, "fc1", "max_over_std")), style=".1f"),
+                 median("wd0", q.at(END, "fc1", "max_over_std")), style=".1f"),
             Part("mean weight of FC2 in standard deviations",
-                 median("wd0", size(read(END, "fc2", "mean_over_std")))),
+                 median("wd0", q.at(END, "fc2", "mean_over_std"))),
         ),
         "A mean that is not zero makes one trap at most; more need outlying single weights.",
     ),
@@ -422,20 +368,20 @@ CLAIMS: tuple[Claim, ...] = (
         "decay-awkward", "traps", "Low alpha and traps without a collapse",
         "With a weight decay of 0.01, where nothing collapses, alpha of FC2 nevertheless ends below 2, and "
         "both layers hold traps.",
-        "P1 Table 2, Figure 6", f"FC2 alpha {FIGURE_1['final_alpha_fc2_decay']}; 2.00 and 1.00 traps",
+        "P1 Table 2, Figure 6", f"FC2 alpha {printed.FIGURE_1['final_alpha_fc2_decay']}; 2.00 and 1.00 traps",
         ("wd0.01",),
         (
-            Part("networks that collapsed (by 0.10 for good)", share("wd0.01", collapsed), NEVER, "none"),
+            Part("networks that collapsed (by 0.10 for good)", share("wd0.01", q.collapsed), NEVER, "none"),
             Part("networks with alpha of FC2 below 2 at the end",
-                 share("wd0.01", below(2, END, "fc2", "alpha")), ALWAYS, "all"),
-            Part("the same with alpha clipped", share("wd0.01", below(2, END, "fc2", "alpha_clipped"))),
-            Part(f"networks with alpha of FC2 below 2 at any time, {LASTS}", share("wd0.01", alarmed("fc2", BELOW_2))),
+                 share("wd0.01", q.under(ALPHA_LOW, q.at(END, "fc2", "alpha"))), ALWAYS, "all"),
+            Part("the same with alpha clipped", share("wd0.01", q.under(ALPHA_LOW, q.at(END, "fc2", "alpha_clipped")))),
+            Part(f"networks with alpha of FC2 below 2 at any time, {LASTS}", share("wd0.01", q.alarmed("fc2", BELOW_2))),
             *(Part(f"networks with traps in {WHERE[where]} at the end",
-                   share("wd0.01", reaches(0.5, END, where, "traps")), ALWAYS, "all") for where in FC),
-            Part("alpha of FC2 at the end", median("wd0.01", read(END, "fc2", "alpha")),
-                 paper=str(FIGURE_1["final_alpha_fc2_decay"])),
+                   share("wd0.01", q.reaches(TRAPPED_FROM, q.at(END, where, "traps"))), ALWAYS, "all") for where in FC),
+            Part("alpha of FC2 at the end", median("wd0.01", q.at(END, "fc2", "alpha")),
+                 paper=str(printed.FIGURE_1["final_alpha_fc2_decay"])),
             *(Part(f"mean number of traps in {WHERE[where]} at the end",
-                   mean("wd0.01", read(END, where, "traps")), paper=str(TABLE_2[0.01, where][END]))
+                   mean("wd0.01", q.at(END, where, "traps")), paper=str(printed.TABLE_2[0.01, where][END]))
               for where in FC),
         ),
         "That it replicates counts against the claim that either signal identifies the collapse.",
@@ -446,9 +392,9 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 section 4.2", "definitive", ("wd0", "wd0.01"),
         (
             *(Part(f"Youden's J of a trap and alpha below 2 in {WHERE[where]}",
-                   informedness({where: alarmed(where, "first trap", BELOW_2)}), IDENTIFIES, "1")
+                   informedness({where: q.alarmed(where, "first trap", BELOW_2)}), IDENTIFIES, "1")
               for where in FC),
-            *(Part(f"Youden's J of a trap in {WHERE[where]}", informedness({where: alarmed(where, "first trap")}))
+            *(Part(f"Youden's J of a trap in {WHERE[where]}", informedness({where: q.alarmed(where, "first trap")}))
               for where in FC),
         ),
         exclusive=True,
@@ -459,11 +405,11 @@ CLAIMS: tuple[Claim, ...] = (
         "P2 and P3 abstracts", "at the onset", ("wd0", "wd0.01"),
         (
             Part("Youden's J of a warning by the first trap, the better of FC1 and FC2",
-                 informedness({WHERE[w]: warned(w, "first trap") for w in FC}), IDENTIFIES, "1"),
+                 informedness({WHERE[w]: q.warned(w, "first trap") for w in FC}), IDENTIFIES, "1"),
             Part("Youden's J of a warning by one trap more, the better of FC1 and FC2",
-                 informedness({WHERE[w]: warned(w, "trap growth") for w in FC}), IDENTIFIES, "1"),
+                 informedness({WHERE[w]: q.warned(w, "trap growth") for w in FC}), IDENTIFIES, "1"),
             Part("Youden's J of a warning by the largest weight in standard deviations, the better of FC1 and FC2",
-                 informedness({WHERE[w]: warned(w, "max_over_std") for w in FC})),
+                 informedness({WHERE[w]: q.warned(w, "max_over_std") for w in FC})),
         ),
     ),
     Claim(
@@ -472,15 +418,15 @@ CLAIMS: tuple[Claim, ...] = (
         "P3 abstract", "in number and scale", ("wd0",),
         (
             *(Part(f"rank correlation of the number of traps in {WHERE[w]} with test accuracy",
-                   median("wd0", rank_correlation(w, "traps", "test_accuracy")), at_most(-0.5, -0.2),
+                   median("wd0", q.rank_correlation(w, "traps")), at_most(-0.5, -0.2),
                    "negative") for w in FC),
             *(Part(f"rank correlation of the largest trap in {WHERE[w]} with test accuracy",
-                   median("wd0", rank_correlation(w, "trap_strength", "test_accuracy")), at_most(-0.5, -0.2),
+                   median("wd0", q.rank_correlation(w, "trap_strength")), at_most(-0.5, -0.2),
                    "negative") for w in FC),
             Part("the same of the largest weight of FC1 over the standard deviation",
-                 median("wd0", rank_correlation("fc1", "max_over_std", "test_accuracy"))),
+                 median("wd0", q.rank_correlation("fc1", "max_over_std"))),
             Part("the same of the l2 norm",
-                 median("wd0", rank_correlation("network", "l2_norm", "test_accuracy"))),
+                 median("wd0", q.rank_correlation("network", "l2_norm"))),
         ),
         "Whatever grows with time correlates with a fall: compare the last two numbers.",
     ),
@@ -491,11 +437,11 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 4, Appendix D", "p ≈ 1", ("wd0",),
         (
             *(Part(f"networks with a Monte-Carlo p of 0.05 or more, {phase}",
-                   share("wd0", reaches(0.05, phase, "fc1", "ks_p")), ALWAYS, "all") for phase in (PRE, PEAK)),
-            *(Part(f"the textbook's p, {phase}", median("wd0", read(phase, "fc1", "ks_p_textbook")),
-                   paper=str(TABLE_4["ks_p_textbook"][phase]), style=".2g") for phase in PHASES),
-            *(Part(f"KS distance, {phase}", median("wd0", read(phase, "fc1", "ks_D")),
-                   paper=str(TABLE_4["ks_D"][phase]), style=".4f") for phase in (PRE, PEAK)),
+                   share("wd0", q.reaches(0.05, q.at(phase, "fc1", "ks_p"))), ALWAYS, "all") for phase in (PRE, PEAK)),
+            *(Part(f"the textbook's p, {phase}", median("wd0", q.at(phase, "fc1", "ks_p_textbook")),
+                   paper=str(printed.TABLE_4["ks_p_textbook"][phase]), style=".2g") for phase in PHASES),
+            *(Part(f"KS distance, {phase}", median("wd0", q.at(phase, "fc1", "ks_D")),
+                   paper=str(printed.TABLE_4["ks_D"][phase]), style=".4f") for phase in (PRE, PEAK)),
         ),
         "Eigenvalues repel each other, so that the textbook's p is near 1 for any spectrum; the Monte-Carlo "
         "p compares with random matrices of the same shape. Every p is of one shuffle, and shuffles of one matrix differ: "
@@ -507,9 +453,9 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 4, Figure 3", "D = 0.3044, p = 1.877e-5", ("wd0",),
         (
             Part("networks with a Monte-Carlo p under 0.05",
-                 share("wd0", below(0.05, END, "fc1", "ks_p")), ALWAYS, "all"),
-            Part("KS distance", median("wd0", read(END, "fc1", "ks_D")), Range((0.15, 0.45), (0.05, 0.6)),
-                 str(TABLE_4["ks_D"][END]), ".4f", only="paper"),
+                 share("wd0", q.under(0.05, q.at(END, "fc1", "ks_p"))), ALWAYS, "all"),
+            Part("KS distance", median("wd0", q.at(END, "fc1", "ks_D")), Range((0.15, 0.45), (0.05, 0.6)),
+                 str(printed.TABLE_4["ks_D"][END]), ".4f", only="paper"),
         ),
         "A distance depends on the size of the matrix.",
     ),
@@ -541,14 +487,14 @@ CLAIMS: tuple[Claim, ...] = (
         "A one-layer transformer on addition modulo 113 generalises long after memorising, and then loses "
         "it again.",
         "P2 Appendix H, P3 A.3",
-        ", ".join(str(MODULAR_ACCURACY["test_accuracy"][phase]) for phase in PHASES), ("modular",),
+        ", ".join(str(printed.MODULAR_ACCURACY["test_accuracy"][phase]) for phase in PHASES), ("modular",),
         (
-            Part("best test accuracy", median("modular", best_accuracy), at_least(0.95, 0.9),
-                 str(MODULAR_ACCURACY["test_accuracy"][PEAK])),
+            Part("best test accuracy", median("modular", "best"), at_least(0.95, 0.9),
+                 str(printed.MODULAR_ACCURACY["test_accuracy"][PEAK])),
             Part("its step over that at which the training set was learnt",
-                 median("modular", peak_over_learnt), at_least(3, 1.5), "later"),
-            Part("fall from the best to the end", median("modular", fall), at_least(0.25, 0.1), "0.29"),
-            Part("training accuracy at the end", median("modular", last_train_accuracy),
+                 median("modular", q.over("peak", "learnt")), at_least(3, 1.5), "later"),
+            Part("fall from the best to the end", median("modular", q.lost()), at_least(0.25, 0.1), "0.29"),
+            Part("training accuracy at the end", median("modular", q.at_fall("train_final")),
                  at_least(0.999, 0.98), "1", ".3f"),
         ),
     ),
@@ -556,44 +502,44 @@ CLAIMS: tuple[Claim, ...] = (
         "modular-alpha", "modular", "There alpha falls to 2 and rises again",
         "In the transformer the mean alpha of the eight matrices is near 2 while it generalises and far "
         "above before and after.",
-        "P2 Appendix H, P3 A.3", ", ".join(str(MODULAR_TABLE["mean"][phase]) for phase in PHASES),
+        "P2 Appendix H, P3 A.3", ", ".join(str(printed.MODULAR_TABLE["mean"][phase]) for phase in PHASES),
         ("modular",),
         (
             *(Part(f"mean alpha of the eight matrices, {phase}",
-                   median("modular", mean_over(phase, tuple(MODULAR_MATRICES.values()), "alpha")),
-                   around(MODULAR_TABLE["mean"][phase], 0.5, 1), str(MODULAR_TABLE["mean"][phase]))
+                   median("modular", q.mean_over(phase, EIGHT, "alpha")),
+                   around(printed.MODULAR_TABLE["mean"][phase], 0.5, 1), str(printed.MODULAR_TABLE["mean"][phase]))
               for phase in PHASES),
-            *(Part(f"alpha of {ours}, {phase}", median("modular", read(phase, ours, "alpha")),
-                   paper=str(MODULAR_TABLE[theirs][phase]))
-              for theirs, ours in MODULAR_MATRICES.items() for phase in PHASES),
+            *(Part(f"alpha of {ours}, {phase}", median("modular", q.at(phase, ours, "alpha")),
+                   paper=str(printed.MODULAR_TABLE[theirs][phase]))
+              for theirs, ours in printed.MODULAR_MATRICES.items() for phase in PHASES),
         ),
     ),
     Claim(
         "modular-opposite", "modular", "One collapse, two directions",
         "At the collapse alpha falls below 2 in the perceptron, and rises away from 2 in the transformer.",
         "P1 Table 1; P2 Appendix H, P3 A.3",
-        f"{TABLE_1['average'][END]} in the one, {MODULAR_TABLE['mean'][END]} in the other", ("wd0", "modular"),
+        f"{printed.TABLE_1['average'][END]} in the one, {printed.MODULAR_TABLE['mean'][END]} in the other", ("wd0", "modular"),
         (
             Part("perceptrons whose average alpha of FC1 and FC2 is below 2 at the end",
-                 share("wd0", below(2, END, "average", "alpha")), ALWAYS, "all"),
+                 share("wd0", q.under(ALPHA_LOW, q.at(END, "average", "alpha"))), ALWAYS, "all"),
             Part("rise of the transformer's mean alpha from its best test accuracy to the end",
-                 median("modular", change_over(PEAK, END, tuple(MODULAR_MATRICES.values()), "alpha")),
-                 at_least(1, 0.25), f"{float(MODULAR_TABLE['mean'][END]) - float(MODULAR_TABLE['mean'][PEAK]):.2f}"),
+                 median("modular", q.less(q.mean_over(END, EIGHT, "alpha"), q.mean_over(PEAK, EIGHT, "alpha"))),
+                 at_least(1, 0.25), f"{float(printed.MODULAR_TABLE['mean'][END]) - float(printed.MODULAR_TABLE['mean'][PEAK]):.2f}"),
         ),
         "If both hold, no single threshold for alpha can tell of both collapses.",
     ),
     Claim(
         "modular-traps", "modular", "There, too, traps come with the collapse",
         "None of the eight matrices holds a trap before the collapse; afterwards all of them hold several.",
-        "P2 Appendix H, P3 A.3", f"0, then {MODULAR_TRAPS['mean'][END]}", ("modular",),
+        "P2 Appendix H, P3 A.3", f"0, then {printed.MODULAR_TRAPS['mean'][END]}", ("modular",),
         (
             Part("networks without traps in any matrix before",
-                 share("modular", none_over(0.5, (PRE, PEAK), tuple(MODULAR_MATRICES.values()), "traps")), ALWAYS, "all"),
+                 share("modular", q.under(TRAPPED_FROM, *(q.at(phase, x, "traps") for x in EIGHT for phase in (PRE, PEAK)))), ALWAYS, "all"),
             Part("mean number of traps of the eight matrices at the end",
-                 mean("modular", mean_over(END, tuple(MODULAR_MATRICES.values()), "traps")), Range((2, 8), (0.5, 12)),
-                 str(MODULAR_TRAPS["mean"][END])),
-            *(Part(f"traps in {ours} at the end", mean("modular", read(END, ours, "traps")),
-                   paper=str(MODULAR_TRAPS[theirs][END])) for theirs, ours in MODULAR_MATRICES.items()),
+                 mean("modular", q.mean_over(END, EIGHT, "traps")), Range((2, 8), (0.5, 12)),
+                 str(printed.MODULAR_TRAPS["mean"][END])),
+            *(Part(f"traps in {ours} at the end", mean("modular", q.at(END, ours, "traps")),
+                   paper=str(printed.MODULAR_TRAPS[theirs][END])) for theirs, ours in printed.MODULAR_MATRICES.items()),
         ),
     ),
     *HARM_CLAIMS,
@@ -602,15 +548,15 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "alpha-at-most-1", "arithmetic", "A mean alpha of 1.0",
         "Alpha of FC1 after the collapse is 1.0 in the mean over seeds (0.9 in another version).",
-        "P1 Table 1; its arXiv version and P2", f"{TABLE_1['fc1'][END]}; {TABLE_1_ARXIV['fc1'][END]}", (),
+        "P1 Table 1; its arXiv version and P2", f"{printed.TABLE_1['fc1'][END]}; {printed.TABLE_1_ARXIV['fc1'][END]}", (),
         (
             Part("largest mean that is printed so, less the smallest alpha that the estimator can give",
-                 impossible.excess_after_rounding(TABLE_1["fc1"][END]), at_least(0, 0), "1.0", ".4f"),
+                 impossible.excess_after_rounding(printed.TABLE_1["fc1"][END]), at_least(0, 0), "1.0", ".4f"),
             Part("the same of the other version",
-                 impossible.excess_after_rounding(TABLE_1_ARXIV["fc1"][END]), at_least(0, 0), "0.9", ".4f"),
+                 impossible.excess_after_rounding(printed.TABLE_1_ARXIV["fc1"][END]), at_least(0, 0), "0.9", ".4f"),
             Part("networks that a mean and a spread printed so take at least",
-                 impossible.networks_for_spread(TABLE_1["fc1"][END], str(TABLE_1["fc1"][END]).partition("± ")[2]),
-                 paper=str(TABLE_1["fc1"][END]), style=".0f"),
+                 impossible.networks_for_spread(printed.TABLE_1["fc1"][END], str(printed.TABLE_1["fc1"][END]).partition("± ")[2]),
+                 paper=str(printed.TABLE_1["fc1"][END]), style=".0f"),
         ),
         "The estimator, 1 + n / sum of ln(x / xmin), exceeds 1 on any float32 weights. A mean at or below 1 "
         "needs failed fits, which WeightWatcher codes as -1, averaged in; so, unless there were very many networks, does a "
@@ -623,10 +569,10 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 4, Appendix D, Figure 3", "1.877e-5", (),
         (
             Part("decades between the printed p and that of 0.3044 with 200 points",
-                 impossible.decades_off(TABLE_4["ks_D"][END], TABLE_4["ks_p_textbook"][END], 200),
+                 impossible.decades_off(printed.TABLE_4["ks_D"][END], printed.TABLE_4["ks_p_textbook"][END], 200),
                  at_most(0.5, 1), "0", ".1f"),
             Part("points that would give the printed p",
-                 impossible.points_for(TABLE_4["ks_D"][END], TABLE_4["ks_p_textbook"][END]), paper="200",
+                 impossible.points_for(printed.TABLE_4["ks_D"][END], printed.TABLE_4["ks_p_textbook"][END]), paper="200",
                  style=".0f"),
         ),
         "By the textbook's own formula for independent points.",
@@ -638,9 +584,9 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Table 4, Appendix D", "p ≈ 1", (),
         (
             Part("share of random matrices at least as far from the law",
-                 impossible.random_share(TABLE_4["ks_D"][PEAK]), at_least(0.05, 0.01), "≈ 1", ".3f"),
+                 impossible.random_share(printed.TABLE_4["ks_D"][PEAK]), at_least(0.05, 0.01), "≈ 1", ".3f"),
             Part("the same for the distance 0.0120 before grokking",
-                 impossible.random_share(TABLE_4["ks_D"][PRE]), paper="≈ 1", style=".3f"),
+                 impossible.random_share(printed.TABLE_4["ks_D"][PRE]), paper="≈ 1", style=".3f"),
         ),
         "Of 400 Gaussian matrices of 200 x 784, sigma fitted to each as to the layer.",
     ),
@@ -650,7 +596,7 @@ CLAIMS: tuple[Claim, ...] = (
         "P1 Figure 3", "10^6.5", (),
         (
             Part("its decimal logarithm, less that of the squared l2 norm of all weights at the end",
-                 impossible.trap_over_norm(6.5, L2_NORM["final"]), at_most(0, 0.1), "6.5"),
+                 impossible.trap_over_norm(6.5, printed.L2_NORM["final"]), at_most(0, 0.1), "6.5"),
             Part("less that of the number of eigenvalues, their sum after rescaling",
                  impossible.trap_over_count(6.5, 200)),
         ),

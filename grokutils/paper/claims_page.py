@@ -13,11 +13,11 @@ import html
 from collections import Counter
 from collections.abc import Mapping
 
-from grokutils.paper.claims import TOPICS
+from grokutils.paper.claims import TOPICS, judge, with_run, write
 from grokutils.paper.judge.judging import ARITHMETIC, RULE, VERDICTS, Claim, ClaimJudged, Judged, PartJudged
 from grokutils.util.html import Html
 
-__all__ = ["details", "overview", "records", "rule"]
+__all__ = ["details", "judge", "overview", "records", "rule", "with_run", "write"]
 
 #: What the columns are called.
 SCALES = {"express": "express ensemble", "paper": "paper's recipe", ARITHMETIC: "arithmetic"}

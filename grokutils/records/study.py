@@ -21,15 +21,16 @@ import pandas as pd
 from grokutils.experiment.config import RunConfig
 from grokutils.experiment.traits import model_traits
 from grokutils.records.analysis import Analysis, analyze_record
-from grokutils.records.phases import LAYER_CONTROLS, NETWORK_CONTROLS, PHASES, Phases, find_phases
+from grokutils.records.phases import PHASES, Phases, find_phases
 from grokutils.records.record import Record, load_record
+from grokutils.records.signals import LAYER_CONTROLS, NETWORK_CONTROLS, lead_times
 from grokutils.spectra.alpha import MIN_EIGENVALUES
 from grokutils.spectra.layers import find_layers
-from grokutils.util.columns import BASELINES, DIAGNOSTICS, SPECTRA
+from grokutils.util.columns import BASELINES, DIAGNOSTICS, METRICS, SPECTRA
 from grokutils.util.paths import results_dir
 from grokutils.util.text import safe_name
 
-__all__ = ["NAMES", "PROGRESS_MEASURES", "Study", "study", "study_each_decay"]
+__all__ = ["PROGRESS_MEASURES", "Study", "study", "study_each_decay"]
 
 #: The measures that the papers hold alpha against, as they call them; each in two definitions.
 PROGRESS_MEASURES = {
@@ -38,23 +39,8 @@ PROGRESS_MEASURES = {
     "circuit_complexity": "circuit complexity",
 }
 
-#: What measures are called in tables and figures.
-NAMES = {
-    "alpha": "α", "traps": "traps", "max_over_std": "largest weight / std", "kurtosis": "kurtosis",
-    "mean_over_std": "|mean| / std", "spectral_norm": "spectral norm", "l2_norm": "ℓ² norm",
-    "stable_rank": "stable rank", "effective_rank": "effective rank", "train_loss": "training loss",
-    "activation_sparsity_text": "activation sparsity (text)",
-    "activation_sparsity_notebook": "activation sparsity (notebook)",
-    "absolute_weight_entropy_text": "absolute weight entropy (text)",
-    "absolute_weight_entropy_notebook": "absolute weight entropy (notebook)",
-    "circuit_complexity_text": "circuit complexity (text)",
-    "circuit_complexity_notebook": "circuit complexity (notebook)",
-    "alpha leaves 2 to 6": "α leaves 2 to 6", "alpha below 2": "α below 2", "sigma_mp": "σ_mp", "ks_D": "KS distance", "ks_p_textbook": "p, textbook (median)",
-    "ks_p": "p, Monte Carlo (median)", "step": "step", "train_accuracy": "training accuracy",
-    "test_accuracy": "test accuracy",
-}  # fmt: skip
-
-_WHERE = ("step", "member")
+_WHERE = ["step", "member"]
+_OF_A_NETWORK = [*_WHERE, "seed", "weight_decay"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +143,7 @@ class Study:
 
     @cached_property
     def collapsed(self) -> list[int]:
-        """Members whose test accuracy has fallen for good (`find_phases`)."""
+        """Members whose test accuracy has fallen by ten points for good (`find_phases`)."""
         return [m for m, found in self.member_phases.items() if found.collapse is not None]
 
     @cached_property
@@ -198,7 +184,7 @@ class Study:
         """
         where = self.phase_steps.rename_axis(index="member").melt(var_name="phase", value_name="step", ignore_index=False)
         where = where.dropna().astype({"step": "int64"}).reset_index()
-        found = where.merge(frame, on=list(_WHERE), how="inner")
+        found = where.merge(frame, on=_WHERE, how="inner")
         found["phase"] = pd.Categorical(found.phase, PHASES, ordered=True)
         return found
 
@@ -211,7 +197,7 @@ class Study:
         steps = self.phase_steps[phase].dropna().astype("int64")
         if members is not None:
             steps = steps[steps.index.isin(list(members))]
-        keys = pd.MultiIndex.from_arrays([steps, steps.index], names=list(_WHERE))
+        keys = pd.MultiIndex.from_arrays([steps, steps.index], names=_WHERE)
         return self.measures.reindex(keys).droplevel("step")
 
     def kept_steps(self, member: int) -> list[int]:
@@ -244,30 +230,76 @@ class Study:
     # -- measures -------------------------------------------------------------------------------------------
 
     @cached_property
-    def average_alpha(self) -> pd.DataFrame:
-        """``step``, ``member``, ``alpha`` and ``alpha_clipped``, means over `layers`; NaN where one of them has none."""
+    def measures(self) -> pd.DataFrame:
+        """Every number measured at an analysed step, a row per step and member, a column per (measure, where): where is a
+        layer of `layers`, ``average`` (of their alphas; NaN where one has none) or ``network``."""
         followed = self.diagnostics[self.diagnostics.layer.isin(self.layers)]
-        mean = followed.groupby(list(_WHERE))[["alpha", "alpha_clipped"]].agg(lambda a: a.mean(skipna=False))
-        return mean.reset_index()
+        own = followed.select_dtypes("number").columns.difference([*_OF_A_NETWORK, "rows", "columns"])
+        table = followed.pivot(index=_WHERE, columns="layer", values=list(own)).astype(float)
+        for name in own.intersection(["alpha", "alpha_clipped"]) if self.layers else ():
+            table[name, "average"] = table[name].mean(axis=1, skipna=False)
+        for layer in self.layers if "mean_over_std" in own else ():
+            table["mean_over_std", layer] = table["mean_over_std", layer].abs()  # its sign is an accident of the seed
+        again = self.baselines.columns.intersection(self.metrics.columns).difference(_WHERE)
+        network = self.metrics.merge(self.baselines.drop(columns=again), on=_WHERE, how="left").set_index(_WHERE)
+        for name in network.columns.intersection([*METRICS, *BASELINES]).difference(_OF_A_NETWORK, sort=False):
+            table[name, "network"] = network[name].reindex(table.index).astype(float)
+        table.columns.names = ["measure", "where"]
+        return table.sort_index()
+
+    def over_steps(self, where: str) -> pd.DataFrame:
+        """The `measures` of a layer, of ``average`` or of ``network``: ``step``, ``member``, and a column each."""
+        return self.measures.xs(where, axis=1, level="where").reset_index()
+
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The columns of `measures` that stand for one another: alpha, the traps, and everything that is a control of them."""
+        of_layers = [(name, layer) for name in ("alpha", "traps", *LAYER_CONTROLS) for layer in self.layers]
+        return [("alpha", "average"), *of_layers, *((name, "network") for name in (*NETWORK_CONTROLS, "train_loss"))]
 
     @cached_property
-    def measures(self) -> pd.DataFrame:
-        """Everything measured, a row per analysed step and member, a column per (measure, where): where is a
-        layer, ``average`` or ``network``."""
-        parts = {("alpha", "average"): self.average_alpha.set_index(list(_WHERE)).alpha}
-        for name in ("alpha", "traps", *LAYER_CONTROLS):
-            for layer in self.layers:
-                own = self.diagnostics[self.diagnostics.layer == layer].set_index(list(_WHERE))
-                # the sign of a mean is an accident of the seed
-                parts[name, layer] = own[name].abs() if name == "mean_over_std" else own[name]
-        for frame, names in ((self.baselines, NETWORK_CONTROLS), (self.metrics, ("train_loss",))):
-            own = frame.set_index(list(_WHERE))
-            for name in names:
-                parts[name, "network"] = own[name]
-        index = parts["alpha", "average"].index
-        table = pd.DataFrame({key: part.reindex(index) for key, part in parts.items()}, dtype=float)
-        table.columns = pd.MultiIndex.from_tuples(table.columns, names=["measure", "where"])
-        return table
+    def leads(self) -> pd.DataFrame:
+        """What went off before the fall, and how long before (`grokutils.records.signals.lead_times`)."""
+        return lead_times(self.measures, self.member_phases)
+
+    @cached_property
+    def networks(self) -> pd.DataFrame:
+        """A row per network, a column per quantity.
+
+        >>> study("results/express/wd0").networks[["best", "final", "traps fc1 grokking"]]       # doctest: +SKIP
+
+        Columns, NaN where a network has no such thing:
+
+        - ``seed``, and steps: ``learnt``, ``saturated`` (every training image right), ``rise``, ``peak``, ``fell`` (five points
+          for good) and ``collapsed`` (ten)
+        - accuracies: ``at_learning``, ``best``, ``final`` on the test set, ``train_final``; the l2 norm of the network: ``norm_start``,
+          ``norm_rise``, ``norm_final``
+        - ``<measure> <where> <when>`` of `measures`, where a phase is read (`phase_steps`) and at the ``start``, ``rise`` (the
+          last analysed step up to there), ``end``, and ``most`` (the largest there ever was)
+        - ``onset <where> <signal>`` of `leads`
+        """
+        rows = {}
+        for member, own in self.metrics.sort_values("step").groupby("member"):
+            found, own = self.member_phases[member], own.set_index("step")
+            saturated = own.index[own.train_accuracy >= 1]
+            rows[member] = {
+                "seed": own.seed.iloc[0], "learnt": found.memorised, "saturated": saturated[0] if len(saturated) else np.nan,
+                "rise": found.grokking, "peak": found.peak, "fell": found.fall, "collapsed": found.collapse,
+                "at_learning": own.test_accuracy.get(found.memorised), "best": found.peak_accuracy,
+                "final": found.final_accuracy, "train_final": own.train_accuracy.iloc[-1],
+                "norm_start": own.l2_norm.iloc[0], "norm_rise": own.l2_norm.get(found.grokking), "norm_final": own.l2_norm.iloc[-1],
+            }  # fmt: skip
+        frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+        table = self.measures
+        by_member, rise = table.groupby(level="member"), table.index.get_level_values("member").map(frame.rise)
+        read = {phase: self.reading(phase) for phase in PHASES}
+        read |= {"start": by_member.head(1), "end": by_member.tail(1), "most": by_member.max()}
+        read["rise"] = table[table.index.get_level_values("step") <= rise].groupby(level="member").tail(1)
+        for when, at in read.items():
+            at = at.droplevel("step") if "step" in at.index.names else at
+            read[when] = at.set_axis([f"{measure} {where} {when}" for measure, where in at], axis=1)
+        onsets = self.leads.assign(name="onset " + self.leads.layer + " " + self.leads.signal)
+        return pd.concat([frame, *read.values(), onsets.pivot(index="member", columns="name", values="onset").astype(float)], axis=1)
 
     def eigenvalues(self, layer: str, step: int, member: int, shuffle: int = -1) -> np.ndarray:
         """Eigenvalues of a layer (``shuffle=-1``) or of one of its kept shuffles, ascending; if ``shuffle`` is

@@ -14,22 +14,23 @@ from functools import lru_cache
 
 import numpy as np
 
-from grokutils.paper.causes import conditions as causes
 from grokutils.paper.causes import detectors
-from grokutils.paper.causes.detectors import GENERALISED, SIGNALS, Signal, Watch, watch
-from grokutils.paper.causes.outcomes import COLLAPSE, FALL, of_seeds, outcomes
+from grokutils.paper.causes.conditions import plan
+from grokutils.paper.causes.detectors import GENERALISED, SIGNALS, Watch, watch
+from grokutils.paper.causes.outcomes import of_seeds, outcomes_of
 from grokutils.paper.judge.evidence import NotMeasured
 from grokutils.paper.judge.findings import Finding, Sources, Test, exact_share, over_networks
-from grokutils.paper.judge.judging import Claim, Part, Range
-from grokutils.paper.kit.tables import TRAPPED_FROM
+from grokutils.paper.judge.judging import Claim, Part, Range, at_least, at_most
+from grokutils.records.phases import COLLAPSE, FALL
 from grokutils.records.record import Record
+from grokutils.records.signals import TRAPPED_FROM, Signal
 from grokutils.records.study import Study
 
 __all__ = ["CAUSE_CLAIMS", "CAUSE_RECORDS", "CAUSE_TOPIC"]
 
 CAUSE_TOPIC = {"causes": "Causes and warnings, with controls"}
 
-_PLAN = causes.plan()
+_PLAN = plan()
 _SCRATCH = tuple(cause for cause in _PLAN.causes if not cause.forked)
 
 #: What these claims need it as, and the record.
@@ -80,7 +81,7 @@ def _area(pick: Sequence[Signal], everything: bool = False) -> Test:
 
 def _rows(sources: Sources, names: Sequence[str]):
     wanted = [cause for cause in _SCRATCH if cause.name in names]
-    return outcomes({cause.name: _study(sources, cause.name) for cause in wanted}, wanted)
+    return outcomes_of({cause.name: _study(sources, cause.name) for cause in wanted}, wanted)
 
 
 def _free(sources: Sources):
@@ -93,7 +94,7 @@ def _free(sources: Sources):
 
 
 def _fell_without_traps(column: str) -> Test:
-    """Of the networks without traps, the share that fell: ``collapsed``, by five points; ``fell_ten``."""
+    """Of the networks without traps, the share that ``fell`` or ``collapsed``."""
 
     def test(sources: Sources) -> Finding:
         free = _free(sources)
@@ -104,16 +105,16 @@ def _fell_without_traps(column: str) -> Test:
 
 def _smaller_fall(sources: Sources) -> Finding:
     """Mean fall of the networks without traps, over that of the plain run's of the same seeds."""
-    own, plain = _free(sources), _rows(sources, ["plain"]).set_index("seed").fall
+    own, plain = _free(sources), _rows(sources, ["plain"]).set_index("seed").lost
     if not plain[own.seed].mean() > 0:
         raise NotMeasured("the plain run does not fall")
-    ratio = float(own.fall.mean() / plain[own.seed].mean())
+    ratio = float(own.lost.mean() / plain[own.seed].mean())
     return Finding(ratio, n=len(own), note=f"of {own.seed.nunique()} seeds")
 
 
 def _mean_fall(name: str) -> Test:
     def test(sources: Sources) -> Finding:
-        return over_networks(_rows(sources, [name]).fall.dropna().to_numpy(), np.mean)
+        return over_networks(_rows(sources, [name]).lost.dropna().to_numpy(), np.mean)
 
     return test
 
@@ -133,12 +134,11 @@ def _ratio_of_traps(layer: str) -> Test:
 
 
 def _of(*names: str) -> tuple[Signal, ...]:
-    return tuple(signal for signal in SIGNALS if signal.name in names)
+    return tuple(signal for signal in SIGNALS if signal.measure in names)
 
 
-_RIVALS = tuple(s for s in SIGNALS if s.where == "network" and s.name != "train_loss")
-_WARNS = Range((0.8, math.inf), (0.65, math.inf))
-_BLIND = Range((-math.inf, 0.65), (-math.inf, 0.8))
+_RIVALS = tuple(s for s in SIGNALS if s.where == "network" and s.measure != "train_loss")
+_WARNS, _BLIND = at_least(0.8, 0.65), at_most(0.65, 0.8)
 _REMARK = (
     "The area under the ROC curve, over networks from initial weights of the study of causes: several "
     "weight decays, weights clipped or centred, an ordinary initial scale. 1: the signal always rises "
@@ -166,7 +166,7 @@ CAUSE_CLAIMS: tuple[Claim, ...] = (
         (
             *(Part(f"networks that fell by {points}, of those that never held a trap",
                    _fell_without_traps(column), Range((0.0, 0.1), (0.0, 0.5)), "none")
-              for points, column in (("five points", "collapsed"), ("ten points", "fell_ten"))),
+              for points, column in (("five points", "fell"), ("ten points", "collapsed"))),
             Part("their mean fall over that of the plain run, same seeds", _smaller_fall),
             *(Part(f"mean fall, {cause.says}", _mean_fall(cause.name), style=".3f")
               for cause in _SCRATCH if cause.name in ("plain", *_TRAP_FREE)),

@@ -1,7 +1,7 @@
 """Which signal would have warned of a fall, how early, and how often it would have cried wolf.
 
 >>> watched = watch([study("results/express/wd0"), study("results/express/wd0.01")])     # doctest: +SKIP
->>> table(watched)                                                                       # doctest: +SKIP
+>>> ranking(watched)                                                                       # doctest: +SKIP
 
 A *watch* follows each network from the step at which it knows its training set (one that never does, from the start),
 as somebody would who trains it: a signal counts once it has lasted for three measurements, and from the third of them
@@ -20,53 +20,22 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from grokutils.paper.causes.outcomes import FALL
-from grokutils.paper.kit.tables import TRAPPED_FROM
-from grokutils.records.phases import NETWORK_CONTROLS, early_range, find_phases, onset
-from grokutils.records.study import NAMES, Study
+from grokutils.paper.judge.stats import best_threshold, bootstrap, resampled_delta, roc_area
+from grokutils.records.signals import LASTING, Signal, signals_of, steps_before
+from grokutils.records.study import Study
 
 __all__ = [
-    "GENERALISED", "SIGNALS", "Signal", "Watch", "alarms", "at_chance", "auc", "comparable", "curve",
-    "false_alarms", "fitted", "leads", "never_fell", "table", "threshold_of", "watch",
+    "GENERALISED", "SIGNALS", "Watch", "alarms", "at_chance", "auc", "comparable", "curve", "false_alarms", "fitted", "leads",
+    "never_fell", "ranking", "watch",
 ]  # fmt: skip
 
 #: A network has generalised if its best test accuracy is at least so much (a tenth is chance).
 GENERALISED = 0.5
 
-#: How many measurements make a signal.
-LASTING = 3
-_RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A quantity watched, and the threshold it is usually given."""
-
-    name: str
-    #: A layer, or ``network``.
-    where: str
-    #: ``below`` and ``above`` a threshold; ``more``: above its value where it first lasted above a half;
-    #: ``away``: outside its range before the test accuracy rose, in widths of that range.
-    kind: str
-    usual: float
-
-    @property
-    def label(self) -> str:
-        where = "" if self.where == "network" else f" of {self.where.upper()}"
-        names = {"traps": {"above": "traps", "more": "growth of traps"}[self.kind]} if self.name == "traps" else NAMES
-        return f"{names[self.name]}{where}"
-
-
-def _signals() -> tuple[Signal, ...]:
-    layers = ("fc1", "fc2")
-    found = [Signal("alpha", where, "below", 2.0) for where in layers]
-    found += [Signal("traps", where, kind, usual) for kind, usual in (("above", 0.5), ("more", 1.0)) for where in layers]
-    found += [Signal(name, where, "away", 1.0) for name in ("max_over_std", "kurtosis") for where in layers]
-    found += [Signal(name, "network", "away", 1.0) for name in (*NETWORK_CONTROLS, "train_loss")]
-    return tuple(found)
-
-
-SIGNALS = _signals()
+_WATCHED = [(name, rule) for name, rule in (
+    ("alpha", "below"), ("traps", "reaches"), ("traps", "grows"), ("max_over_std", "away"), ("kurtosis", "away"))]  # fmt: skip
+_OF_LAYERS = [signal for where in ("fc1", "fc2") for signal in signals_of(where) if (signal.measure, signal.rule) in _WATCHED]
+SIGNALS = (*sorted(_OF_LAYERS, key=lambda s: _WATCHED.index((s.measure, s.rule))), *signals_of("network"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +47,8 @@ class Watch:
     seed: int
     #: The step of its fall; None if it never fell.
     fall: int | None
-    #: Of each signal, steps and how far it is towards an alarm: it goes off where this exceeds a threshold
-    #: (-alpha for one below, so that more is always more alarming), after lasting. Only while it is watched.
-    steps: dict[Signal, np.ndarray]
+    #: The analysed steps while it is watched, and how alarming each signal has been for `LASTING` of them.
+    steps: np.ndarray
     scores: dict[Signal, np.ndarray]
     #: Its best test accuracy, from where it knows its training set.
     best: float = 1.0
@@ -91,12 +59,12 @@ class Watch:
 
     def highest(self, signal: Signal, until: float = np.inf) -> float:
         """The largest threshold at which the signal goes off, by a step; -inf if at none."""
-        return float(self.scores[signal][self.steps[signal] <= until].max(initial=-np.inf))
+        return float(self.scores[signal][self.steps <= until].max(initial=-np.inf))
 
-    def alarm(self, signal: Signal, threshold: float) -> int | None:
-        """The step at which it goes off; None if never."""
-        over = np.flatnonzero(self.scores[signal] > threshold)
-        return int(self.steps[signal][over[0]]) if over.size else None
+    def alarm(self, signal: Signal, threshold: float | None = None) -> int | None:
+        """The step at which it goes off, at its usual threshold by default; None if never."""
+        over = np.flatnonzero(self.scores[signal] >= (signal.threshold if threshold is None else threshold))
+        return int(self.steps[over[0]]) if over.size else None
 
 
 def watch(studies: Iterable[Study], names: Sequence[str] | None = None, signals: Sequence[Signal] = SIGNALS) -> list[Watch]:
@@ -118,57 +86,18 @@ def watch(studies: Iterable[Study], names: Sequence[str] | None = None, signals:
 
 
 def _watch(study: Study, member: int, name: str, signals: Sequence[Signal]) -> Watch:
-    own = study.metrics[study.metrics.member == member].sort_values("step")
-    phases = find_phases(own, drop=FALL)
-    steps, scores = {}, {}
+    phases, network = study.member_phases[member], study.networks.loc[member]
+    own = study.measures.xs(member, level="member").sort_index()
+    own = own[own.index >= (phases.memorised or 0)]
+    watched = own.index < (np.inf if phases.fall is None else phases.fall)
+    before, scores = steps_before(own.index, phases.grokking), {}
     for signal in signals:
-        at, value = _series(study, member, signal, own)
-        since = at >= (phases.memorised or 0)
-        at, value = at[since], value[since]
-        score = _score(signal, at, value, phases.grokking)
+        score = signal.scores(own[signal.measure, signal.where], before)
         # lasting: the weakest of the last three, known at the third
-        lasted = np.full(len(score), -np.inf)
-        for i in range(LASTING - 1, len(score)):
-            lasted[i] = score[i - LASTING + 1 : i + 1].min()
-        before = at < (np.inf if phases.collapse is None else phases.collapse)
-        steps[signal], scores[signal] = at[before], lasted[before]
-    return Watch(name, int(own.seed.iloc[0]), phases.collapse, steps, scores, phases.peak_accuracy)
-
-
-def _series(study: Study, member: int, signal: Signal, metrics: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    if signal.where != "network":
-        frame = study.diagnostics[(study.diagnostics.member == member) & (study.diagnostics.layer == signal.where)]
-    elif signal.name in study.baselines:
-        frame = study.baselines[study.baselines.member == member]
-    else:
-        # as often as the spectra, so that "three measurements" are as long for every signal
-        frame = metrics[metrics.step.isin(study.diagnostics.step)]
-    frame = frame.sort_values("step")
-    return frame.step.to_numpy(), frame[signal.name].to_numpy(dtype=float)
-
-
-def _score(signal: Signal, at: np.ndarray, value: np.ndarray, rise: int | None) -> np.ndarray:
-    if signal.kind == "below":
-        score = -value
-    elif signal.kind == "above":
-        score = value
-    elif signal.kind == "more":
-        first = onset(np.arange(len(value)), value >= TRAPPED_FROM, LASTING)
-        # all three measured, unlike an onset at the end of a record: what is watched is not over yet
-        lasted = first is not None and first <= len(value) - LASTING
-        score = value - (value[first] if lasted else np.inf)
-    else:
-        if (found := early_range(at, value, rise)) is None:
-            return np.full(len(value), -np.inf)
-        count, low, high, width = found
-        score = np.maximum(value - high, low - value) / width
-        score[:count] = -np.inf
-    return np.where(np.isnan(score), -np.inf, score)
-
-
-def threshold_of(signal: Signal) -> float:
-    """The usual threshold, in the units of the scores."""
-    return -signal.usual if signal.kind == "below" else signal.usual
+        padded = np.concatenate([np.full(LASTING - 1, -np.inf), score])
+        lasted = np.lib.stride_tricks.sliding_window_view(padded, LASTING).min(axis=1)
+        scores[signal] = lasted[watched]
+    return Watch(name, int(network.seed), phases.fall, own.index.to_numpy()[watched], scores, phases.peak_accuracy)
 
 
 # -- how good a signal is ---------------------------------------------------------------------------------------
@@ -194,22 +123,14 @@ def auc(watched: Sequence[Watch], signal: Signal, until: float = np.inf) -> tupl
 
     A seed is drawn with all its networks, whatever their condition. `until`: a step after which nobody is watched.
     """
-    groups = _groups(watched)
-    if not all(groups):
-        return np.nan, np.nan, np.nan
-    fell, stayed = (np.array([w.highest(signal, until) for w in group]) for group in groups)
-    above = np.where(fell[:, None] == stayed, 0.5, fell[:, None] > stayed)
+    fell, stayed = _groups(watched)
     seeds = sorted({w.seed for w in watched})
-    first, second = (np.array([seeds.index(w.seed) for w in group]) for group in groups)
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(_RESAMPLES):
-        times = np.bincount(rng.integers(len(seeds), size=len(seeds)), minlength=len(seeds))
-        a, b = times[first], times[second]
-        if a.any() and b.any():
-            drawn.append(a @ above @ b / (a.sum() * b.sum()))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(seeds) > 1 else (np.nan, np.nan)
-    return float(above.mean()), float(low), float(high)
+    of_fell, of_stayed = ([seeds.index(w.seed) for w in group] for group in (fell, stayed))
+    a, b = ([w.highest(signal, until) for w in group] for group in (fell, stayed))
+    if not (a and b):
+        return np.nan, np.nan, np.nan
+    low, high = bootstrap(resampled_delta(b, a, of_stayed, of_fell), len(seeds), resamples=1000)
+    return roc_area(a, b), (1 + low) / 2, (1 + high) / 2
 
 
 def curve(watched: Sequence[Watch], signal: Signal) -> pd.DataFrame:
@@ -226,28 +147,23 @@ def fitted(watched: Sequence[Watch], signal: Signal) -> float:
     """The threshold with the most hits minus false alarms (Youden), in the middle of its gap; NaN if there is no
     choice, or if the best is one below every value, which always alarms."""
     fell, stayed = (np.array([w.highest(signal) for w in group]) for group in _groups(watched))
-    values = np.unique(np.concatenate([fell, stayed]))
-    values = values[np.isfinite(values)]
-    if not fell.size or not stayed.size or not values.size:
-        return np.nan
-    cuts = np.concatenate([[values[0] - 1.0], (values[1:] + values[:-1]) / 2])
-    best = int(np.argmax([(fell > cut).mean() - (stayed > cut).mean() for cut in cuts]))
-    return float(cuts[best]) if best else np.nan
+    cut = best_threshold(stayed, fell)
+    return np.nan if np.isinf(cut) else cut
 
 
-def leads(watched: Sequence[Watch], signal: Signal, threshold: float) -> np.ndarray:
+def leads(watched: Sequence[Watch], signal: Signal, threshold: float | None = None) -> np.ndarray:
     """Decades of steps from the alarm to the fall, of the falls that it came before."""
     found = [(w.fall, w.alarm(signal, threshold)) for w in watched if w.fall is not None]
     return np.array([np.log10(fall / max(at, 1)) for fall, at in found if at is not None])
 
 
-def alarms(watched: Sequence[Watch], signal: Signal, threshold: float) -> tuple[int, int, int, int]:
+def alarms(watched: Sequence[Watch], signal: Signal, threshold: float | None = None) -> tuple[int, int, int, int]:
     """(falls warned of, falls, false alarms, networks without a fall)."""
     fell, stayed = ([w.alarm(signal, threshold) is not None for w in group] for group in _groups(watched))
     return sum(fell), len(fell), sum(stayed), len(stayed)
 
 
-def table(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.DataFrame:
+def ranking(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.DataFrame:
     """All signals, the best first.
 
     Returns
@@ -266,18 +182,19 @@ def table(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) -> pd.D
     even, odd = ([w for w in judged if w.seed % 2 == rest] for rest in (0, 1))
     rows = []
     for signal in signals:
-        usual, cut = threshold_of(signal), fitted(even, signal)
-        row = {"signal": signal, "label": signal.label}
-        row |= dict(zip(("auc", "auc_low", "auc_high"), auc(judged, signal), strict=True))
-        row |= dict(zip(("auc_all", "auc_all_low", "auc_all_high"), auc(watched, signal), strict=True))
-        row["auc_same_time"] = auc(judged, signal, median_fall)[0]
-        row |= dict(zip(("warned", "falls", "false", "stayed"), alarms(judged, signal, usual), strict=True))
-        row["chance_alarms"], row["chance"] = alarms(chance, signal, usual)[2:]
-        row["lead"] = _median(leads(watched, signal, usual))
-        row["fitted"] = -cut if signal.kind == "below" else cut
-        names = ("fitted_warned", "fitted_falls", "fitted_false", "fitted_stayed")
-        row |= dict(zip(names, alarms(odd, signal, np.inf if np.isnan(cut) else cut), strict=True))
-        row["fitted_lead"] = _median(leads(odd, signal, np.inf if np.isnan(cut) else cut))
+        cut = fitted(even, signal)
+        at = np.inf if np.isnan(cut) else cut
+        row = {
+            "signal": signal, "label": signal.label, "auc_same_time": auc(judged, signal, median_fall)[0],
+            "chance_alarms": alarms(chance, signal)[2], "chance": len(chance), "lead": _median(leads(watched, signal)),
+            "fitted": -cut if signal.rule == "below" else cut, "fitted_lead": _median(leads(odd, signal, at)),
+        }  # fmt: skip
+        for names, values in (
+            (("auc", "auc_low", "auc_high"), auc(judged, signal)), (("auc_all", "auc_all_low", "auc_all_high"), auc(watched, signal)),
+            (("warned", "falls", "false", "stayed"), alarms(judged, signal)),
+            (("fitted_warned", "fitted_falls", "fitted_false", "fitted_stayed"), alarms(odd, signal, at)),
+        ):  # fmt: skip
+            row |= dict(zip(names, values, strict=True))
         rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.sort_values("auc", ascending=False, kind="stable", ignore_index=True)
@@ -291,20 +208,17 @@ def false_alarms(watched: Sequence[Watch], signals: Sequence[Signal] = SIGNALS) 
     """Of each condition the share of networks in which each signal goes off at its usual threshold though they never
     fall (`never_fell` counts them); NaN where all fell. A row per signal, a column per condition, in the order in
     which they were watched."""
-    names = list(dict.fromkeys(w.name for w in watched))
-    rows = {}
-    for signal in signals:
-        shares = {}
-        for name in names:
-            warned = alarms([w for w in watched if w.name == name], signal, threshold_of(signal))
-            shares[name] = warned[2] / warned[3] if warned[3] else np.nan
-        rows[signal.label] = shares
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    shares = {}
+    for name in dict.fromkeys(w.name for w in watched):
+        stayed = [w for w in watched if w.name == name and w.fall is None]
+        shares[name] = {s.label: np.mean([w.alarm(s) is not None for w in stayed]) if stayed else np.nan for s in signals}
+    return pd.DataFrame(shares, index=[signal.label for signal in signals])
 
 
 def never_fell(watched: Sequence[Watch]) -> pd.DataFrame:
     """A row per condition: how many ``networks`` never fell, and how many of these had ``generalised``."""
     names = list(dict.fromkeys(w.name for w in watched))
     groups = [[w for w in watched if w.name == name and w.fall is None] for name in names]
-    known = [sum(w.generalised for w in group) for group in groups]
-    return pd.DataFrame({"networks": map(len, groups), "generalised": known}, index=names, dtype=int)
+    return pd.DataFrame({
+        "networks": [len(group) for group in groups], "generalised": [sum(w.generalised for w in group) for group in groups],
+    }, index=names, dtype=int)  # fmt: skip

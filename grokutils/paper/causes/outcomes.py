@@ -1,10 +1,10 @@
 """What became of each network of the study of causes, and whether a condition made a difference.
 
->>> plan = causes.plan()
->>> compare(outcomes(studies(), plan.causes, plan.fork), plan.causes)    # doctest: +SKIP
+>>> study_plan = plan()
+>>> compare(outcomes_of(studies(), study_plan.causes, study_plan.fork), study_plan.causes)    # doctest: +SKIP
 
-The plan: each condition is compared with its control (`grokutils.paper.causes.conditions.CONTROL`), seed by seed, in the *fall*,
-the test accuracy from its best to the end. The p-values of all comparisons are corrected together; the intervals
+The plan: each condition is compared with its control (`grokutils.paper.causes.conditions.CONTROL`), seed by seed, in the points
+of test accuracy *lost* from the best to the end. The p-values of all comparisons are corrected together; the intervals
 are not. The negative controls are described and not compared. It was made before the forks, but for the first two,
 and before the conditions without traps and the negative controls were run; the plain record and three of weight
 decay were there before it.
@@ -17,26 +17,18 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from grokutils.paper.causes import conditions as causes
-from grokutils.paper.causes.conditions import CONTROL, Cause
-from grokutils.paper.judge.findings import over_networks
-from grokutils.paper.judge.stats import holm, sign_flip_p
+from grokutils.paper.causes.conditions import CONTROL, Cause, Plan, plan
+from grokutils.paper.judge.stats import bootstrap, holm, sign_flip_p
 from grokutils.records.analysis import analyze_record
-from grokutils.records.phases import find_phases
+from grokutils.records.phases import FALL
 from grokutils.records.record import Record, load_record
 from grokutils.records.study import Study
 from grokutils.training import sweep
 from grokutils.training.sweep import Fork
 from grokutils.util import paths
 
-__all__ = [
-    "COLLAPSE", "FALL", "SMOOTH", "VERDICTS", "compare", "displacement", "of_seeds", "outcomes", "studies",
-]  # fmt: skip
+__all__ = ["SMOOTH", "VERDICTS", "compare", "displacement", "of_seeds", "outcomes_of", "studies"]
 
-#: A fall of so much test accuracy counts as one.
-FALL = 0.05
-#: And one of so much is a collapse, as in the rest of the book (`grokutils.records.phases.find_phases`).
-COLLAPSE = 0.10
 #: A test accuracy is the median of so many measurements.
 SMOOTH = 5
 #: What a condition is found to do to the fall.
@@ -56,11 +48,11 @@ def studies(scale: str = "full", seeds: int | None = None) -> dict[str, Study | 
     ConfigError : no such scale, or no seeds.
     RecordError : a damaged record.
     """
-    plan = causes.plan(scale, seeds)
-    return {cause.name: _study(cause, plan) for cause in plan.causes}
+    chosen = plan(scale, seeds)
+    return {cause.name: _study(cause, chosen) for cause in chosen.causes}
 
 
-def _study(cause: Cause, plan: causes.Plan) -> Study | None:
+def _study(cause: Cause, plan: Plan) -> Study | None:
     folder = sweep.folder_of(plan.out, cause) if cause.record is None else paths.find_run(cause.record)
     if not (folder / "diagnostics.parquet").is_file():
         return None
@@ -81,7 +73,7 @@ def of_seeds(record: Record, seeds: Iterable[int]) -> Study:
     return Study(record, networks[0].weight_decay, *kept)
 
 
-def outcomes(
+def outcomes_of(
     found: Mapping[str, Study | None], table: Iterable[Cause], fork: Fork | None = None
 ) -> pd.DataFrame:
     """A row for each condition and seed.
@@ -94,30 +86,46 @@ def outcomes(
     Returns
     -------
     Columns ``name``, ``seed``; ``best`` and ``final`` test accuracy from where the training set is known (each the
-    median of five measurements), their difference ``fall``, the test accuracy ``at_learning``, where the training
-    set is first known; training accuracy ``train`` at the end, whether it ``collapsed`` (a fall of five points for
-    good, with the training set known) and ``fell_ten`` (of ten), and at the end ``norm`` over that at the start,
+    median of five measurements) and their difference ``lost``; the test accuracy ``at_learning``, where the training
+    set is first known; training accuracy ``train`` at the end, whether it ``fell`` (five points lost for good, with the
+    training set known) and ``collapsed`` (ten), and at the end ``norm`` over that at the start,
     ``displacement`` from the weights of the fork (`displacement`; NaN for runs from initial weights),
     and of each layer followed ``traps_<layer>``, ``most_traps_<layer>`` (the most at any step),
     ``alpha_<layer>`` and ``max_over_std_<layer>``; ``diverged``, whether the weights became infinite or NaN: then
-    the accuracies are not numbers. Without a training set that was ever known ``best`` and ``fall`` are NaN.
+    the accuracies are not numbers. Without a training set that was ever known ``best`` and ``lost`` are NaN.
     """
     table = list(table)
     starts = _starts(fork) if fork is not None and any(c.forked and found.get(c.name) for c in table) else {}
-    rows = []
+    parts = []
     for cause in table:
-        study = found.get(cause.name)
-        if study is None:
+        if (study := found.get(cause.name)) is None:
             continue
-        diverged = study.record.provenance["diverged"]
-        for member in study.members:
-            own = study.metrics[study.metrics.member == member].sort_values("step")
-            row = {"name": cause.name, "seed": int(own.seed.iloc[0]), "diverged": str(member) in diverged}
-            row |= _accuracies(own, row["diverged"]) | _end(study, member)
-            start = starts.get(row["seed"]) if cause.forked else None
-            row["displacement"] = np.nan if start is None else _moved(study.record, member, start)
-            rows.append(row)
-    return pd.DataFrame(rows)
+        own = _of_networks(study).assign(name=cause.name)
+        start = [starts.get(seed) if cause.forked else None for seed in own.seed]
+        moved = [np.nan if x is None else _moved(study.record, member, x) for member, x in zip(own.index, start, strict=True)]
+        parts.append(own.assign(displacement=moved))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _of_networks(study: Study) -> pd.DataFrame:
+    known, metrics = study.networks, study.metrics.sort_values(["member", "step"])
+    smooth = metrics.groupby("member").test_accuracy.transform(lambda x: x.rolling(SMOOTH, min_periods=1).median())
+    learnt = metrics.step >= metrics.member.map(known.learnt)
+    own = pd.DataFrame({
+        "seed": known.seed.astype(int), "best": smooth[learnt].groupby(metrics.member).max(),
+        "final": smooth.groupby(metrics.member).last(), "at_learning": known.at_learning, "train": known.train_final,
+    })  # fmt: skip
+    diverged = own.index.astype(str).isin(list(study.record.provenance["diverged"]))
+    own.loc[diverged, ["best", "final", "at_learning", "train"]] = np.nan
+    own = own.assign(
+        lost=own.best - own.final, diverged=diverged, fell=known.fell.notna() & ~diverged,
+        collapsed=known.collapsed.notna() & ~diverged, norm=known.norm_final / known.norm_start,
+    )  # fmt: skip
+    for layer in study.layers:
+        own[f"most_traps_{layer}"] = known[f"traps {layer} most"]
+        for name in ("traps", "alpha", "max_over_std"):
+            own[f"{name}_{layer}"] = known[f"{name} {layer} end"]
+    return own
 
 
 def displacement(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray]) -> float:
@@ -144,52 +152,23 @@ def _moved(record: Record, member: int, start: Mapping[str, np.ndarray]) -> floa
     return displacement(start, record.weights(None, member)) if record.steps_saved else np.nan
 
 
-def _accuracies(own: pd.DataFrame, diverged: bool) -> dict:
-    test = own.test_accuracy.rolling(SMOOTH, min_periods=1).median()
-    phases, ten = (find_phases(own, drop=drop) for drop in (FALL, COLLAPSE))
-    known = own.step >= phases.memorised if phases.memorised is not None else np.zeros(len(own), bool)
-    best = float(test[known].max()) if known.any() and not diverged else np.nan
-    final = np.nan if diverged else float(test.iloc[-1])
-    return {
-        "best": best, "final": final, "fall": best - final,
-        "at_learning": float(own.test_accuracy[known].iloc[0]) if known.any() and not diverged else np.nan,
-        "train": np.nan if diverged else float(own.train_accuracy.iloc[-1]),
-        "collapsed": phases.collapse is not None and not diverged,
-        "fell_ten": ten.collapse is not None and not diverged,
-        "norm": float(own.l2_norm.iloc[-1] / own.l2_norm.iloc[0]),
-    }  # fmt: skip
-
-
-def _end(study: Study, member: int) -> dict:
-    own = study.diagnostics[study.diagnostics.member == member]
-    row = {}
-    for layer in study.layers:
-        layers = own[own.layer == layer].sort_values("step")
-        last = layers.iloc[-1]
-        row |= {
-            f"traps_{layer}": float(last.traps), f"most_traps_{layer}": float(layers.traps.max()),
-            f"alpha_{layer}": float(last.alpha), f"max_over_std_{layer}": float(last.max_over_std),
-        }  # fmt: skip
-    return row
-
-
 def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
     """Each condition against its control, seed by seed.
 
     Returns
     -------
     A row per condition that there are outcomes of: ``name``, ``topic``, ``says``, ``forked``; of ``seeds`` networks
-    how many ``collapsed`` (five points), ``fell_ten`` and ``diverged``; median ``displacement`` of the weights,
-    and ``moved``, the same over the control's; mean ``fall`` with its 95 % bootstrap interval over seeds (``low``,
-    ``high``); mean ``difference`` to the control's with its interval (``difference_low``, ``difference_high``),
+    how many ``fell``, ``collapsed`` and ``diverged``; median ``displacement`` of the weights,
+    and ``moved``, the same over the control's; mean of what was ``lost`` with its 95 % bootstrap interval over seeds
+    (``lost_low``, ``lost_high``); mean ``difference`` to the control's with its interval (``difference_low``, ``difference_high``),
     ``p`` (`grokutils.paper.judge.stats.sign_flip_p`) and ``p_holm``, NaN where it is not compared; and ``verdict``, one of
     `VERDICTS`:
 
-    - prevents it: ``p_holm`` < 0.05, a smaller fall than the control's, and the whole interval of the fall
+    - prevents it: ``p_holm`` < 0.05, less lost than by the control, and the whole interval of what is lost
       below five points; within the steps run, and however little the weights ``moved``
     - lessens it, deepens it: ``p_holm`` < 0.05
     """
-    by_seed = rows.set_index(["name", "seed"]).fall if len(rows) else pd.Series(dtype=float)
+    by_seed = rows.set_index(["name", "seed"]).lost if len(rows) else pd.Series(dtype=float)
     compared = []
     for cause in table:
         own = rows[rows.name == cause.name] if len(rows) else rows
@@ -198,9 +177,9 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
         row = {
             "name": cause.name, "topic": cause.topic, "says": cause.says, "forked": cause.forked, "seeds": len(own),
         }  # fmt: skip
-        row |= {name: int(own[name].sum()) for name in ("collapsed", "fell_ten", "diverged")}
+        row |= {name: int(own[name].sum()) for name in ("fell", "collapsed", "diverged")}
         row["displacement"] = float(own.displacement.median())
-        row |= _mean("fall", own.fall.dropna().to_numpy())
+        row |= _mean("lost", own.lost.dropna().to_numpy())
         difference = np.empty(0)
         control = CONTROL[cause.forked]
         if cause.topic not in ("control", "negative") and control in by_seed:
@@ -222,9 +201,8 @@ def compare(rows: pd.DataFrame, table: Iterable[Cause]) -> pd.DataFrame:
 def _mean(name: str, values: np.ndarray) -> dict:
     if not values.size:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
-    found = over_networks(values, np.mean)
-    low, high = (np.nan if x is None else x for x in (found.low, found.high))
-    return {name: found.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": found.n}
+    low, high = bootstrap(lambda drawn: values[drawn].mean(axis=1), len(values))
+    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(values)}
 
 
 def _verdict(row: Mapping) -> str:
@@ -235,4 +213,4 @@ def _verdict(row: Mapping) -> str:
         return nothing
     if row["difference"] > 0:
         return deepens
-    return prevents if row["fall_high"] < FALL else lessens
+    return prevents if row["lost_high"] < FALL else lessens

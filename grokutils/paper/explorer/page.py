@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from grokutils.paper.kit.curves import layer_color
-from grokutils.paper.kit.figures import COLORS, PHASE_COLORS
+from grokutils.paper.kit.figures import COLORS, PHASE_COLORS, layer_color
 from grokutils.records.record import Record
 from grokutils.records.study import Study, study
 from grokutils.spectra.alpha import CUTOFF

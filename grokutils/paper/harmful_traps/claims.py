@@ -6,29 +6,9 @@
 
 from __future__ import annotations
 
-import math
-
-from grokutils.paper.harmful_traps.evidence import (
-    answer_is,
-    answers_told_by_norm,
-    layers_trapped_again,
-    likeness,
-    near_prototype,
-    piled,
-    planted,
-    planted_ever,
-    raised,
-    regrown,
-    relieved,
-    same_when_shuffled,
-    share_of_known,
-    told,
-    trapped_again,
-    undone,
-    undone_beside_random,
-)
-from grokutils.paper.judge.findings import mean, median
-from grokutils.paper.judge.judging import Claim, Part, Range
+from grokutils.paper.harmful_traps import evidence as q
+from grokutils.paper.judge.findings import mean, median, share
+from grokutils.paper.judge.judging import Claim, Part, at_least, at_most
 
 __all__ = ["HARM_CLAIMS", "HARM_TOPIC"]
 
@@ -38,14 +18,6 @@ _LAYERS = {"fc1": "FC1", "fc2": "FC2"}
 _STARTS = {"best": "its best kept step", "last": "the end"}
 
 
-def _at_least(agrees: float, close: float) -> Range:
-    return Range((agrees, math.inf), (close, math.inf))
-
-
-def _at_most(agrees: float, close: float) -> Range:
-    return Range((-math.inf, agrees), (-math.inf, close))
-
-
 HARM_CLAIMS: tuple[Claim, ...] = (
     Claim(
         "harm-told", "harm", "Random inputs tell harmful traps from benign ones",
@@ -53,9 +25,9 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "tells whether the trap matters to test accuracy.",
         "P3 abstract, section 6, Figure 4", "it tells; no rates printed", ("wd0",),
         (
-            Part("hits minus false alarms of the divergence", told("wd0", "replaced by noise"), _at_least(0.8, 0.3), "1"),
-            Part("the same by the norm of the change, which runs no network", told("wd0", "replaced by noise", "norm")),
-            Part("by the divergence, if nothing is put in the trap's place", told("wd0", "taken out")),
+            Part("hits minus false alarms of the divergence", q.told("wd0", "replaced by noise"), at_least(0.8, 0.3), "1"),
+            Part("the same by the norm of the change, which runs no network", q.told("wd0", "replaced by noise", "norm")),
+            Part("by the divergence, if nothing is put in the trap's place", q.told("wd0", "taken out")),
         ),
         "A trap matters here if the 95 % interval of the change of test accuracy lies beyond two points, up or down. The "
         "threshold is chosen on one half of the networks and judged on the other.",
@@ -65,9 +37,9 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "In a collapsed network the traps are what impairs generalisation, so that without them it is better.",
         "P2 abstract ('predicted to impair generalization'); P3 abstract", "they impair it", ("wd0",),
         (
-            Part("change of test accuracy with all traps taken out", median("wd0", undone), _at_least(0.02, 0.0), "above 0", "+.2f"),
-            Part("the same, less that with random directions of the same norms", median("wd0", undone_beside_random),
-                 _at_least(0.02, 0.0), "above 0", "+.2f"),
+            Part("change of test accuracy with all traps taken out", median("wd0", q.undone), at_least(0.02, 0.0), "above 0", "+.2f"),
+            Part("the same, less that with random directions of the same norms", median("wd0", q.undone_beside_random),
+                 at_least(0.02, 0.0), "above 0", "+.2f"),
         ),
         "The four largest traps of each hidden layer, in one shuffle, taken off the matrix as it was trained. A network "
         "could have come to depend on what once did it harm; to take it out then is no test of how it came to collapse.",
@@ -76,7 +48,7 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "harm-most-removals", "harm", "Most removals do not help",
         "Most removals of a single trap change little, or lower the accuracy.",
         "P3 section 6", "most", ("wd0",),
-        (Part("share of removals that raise the test accuracy", median("wd0", raised), _at_most(0.25, 0.5), "few"),),
+        (Part("share of removals that raise the test accuracy", median("wd0", q.raised), at_most(0.25, 0.5), "few"),),
         "With the whole 95 % interval over the test images.",
     ),
     Claim(
@@ -86,8 +58,8 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "P2 abstract", "they can", ("wd0",),
         (
             Part("share of planted traps that lower test accuracy by ten points with the training set still known",
-                 mean("wd0", planted), _at_least(0.25, 0.05), "some", ".4f"),
-            Part("networks in which any of them did", share_of_known("wd0", planted_ever)),
+                 mean("wd0", q.planted), at_least(0.25, 0.05), "some", ".4f"),
+            Part("networks in which any of them did", share("wd0", q.planted_ever, known=True)),
         ),
         "One large weight, four, or the mean of all, in either hidden layer, at one, two and four times the size at which they "
         "are a trap. The papers plant none: they read forgetting off spectra. This is the test by intervention. A single case would "
@@ -99,13 +71,13 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "P3 Appendix B.3", "it comes back; no numbers printed", ("wd0",),
         (
             *(Part(f"share of a network's layers that hold a trap again, trained on from {_STARTS[start]}",
-                   mean("wd0", layers_trapped_again(start, tuple(_LAYERS))), _at_least(0.9, 0.5), "all")
+                   mean("wd0", q.layers_trapped_again(start, tuple(_LAYERS))), at_least(0.9, 0.5), "all")
               for start in _STARTS),
             *(Part(f"networks with a trap in {name} again, trained on from {_STARTS[start]}",
-                   share_of_known("wd0", trapped_again(start, layer)))
+                   share("wd0", q.trapped_again(start, layer), known=True))
               for start in _STARTS for layer, name in _LAYERS.items()),
             *(Part(f"its size over that where nothing was done, {name}, from {_STARTS[start]}",
-                   median("wd0", regrown(start, layer)))
+                   median("wd0", q.regrown(start, layer)))
               for start in _STARTS for layer, name in _LAYERS.items()),
         ),
         "The largest trap of each hidden layer is taken out and the network trained on with a fresh optimiser. Only layers "
@@ -116,9 +88,9 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "A collapsed network gives one class (5) far too often; with the trap of FC1 replaced it does so less.",
         "P3 Appendix B", "one class; less without the trap", ("wd0",),
         (
-            Part("share of the commonest answer to test images, end less best", median("wd0", piled), _at_least(0.1, 0.03), "large", "+.2f"),
-            Part("how much of it goes with the trap of FC1 replaced by noise", median("wd0", relieved), _at_least(0.05, 0.01), "some", "+.2f"),
-            Part("collapsed networks whose commonest answer is 5", share_of_known("wd0", answer_is(5)), _at_least(0.9, 0.5), "5", only="paper"),
+            Part("share of the commonest answer to test images, end less best", median("wd0", q.piled), at_least(0.1, 0.03), "large", "+.2f"),
+            Part("how much of it goes with the trap of FC1 replaced by noise", median("wd0", q.relieved), at_least(0.05, 0.01), "some", "+.2f"),
+            Part("collapsed networks whose commonest answer is 5", share("wd0", q.answer_is(5), known=True), at_least(0.9, 0.5), "5", only="paper"),
         ),
     ),
     Claim(
@@ -126,10 +98,10 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "A collapsed network answers to the norm of its input and not to its shape.",
         "P3 Appendix B, its reading of the confusion matrices", "the norm alone", ("wd0",),
         (
-            Part("images given the same answer with pixels shuffled, less that by chance", median("wd0", same_when_shuffled),
-                 _at_least(0.5, 0.1), "up to 1 less chance", "+.2f"),
-            Part("answers told from the norm, less the commonest answer", median("wd0", answers_told_by_norm),
-                 _at_least(0.3, 0.1), "up to 1 less the commonest", "+.2f"),
+            Part("images given the same answer with pixels shuffled, less that by chance", median("wd0", q.same_when_shuffled),
+                 at_least(0.5, 0.1), "up to 1 less chance", "+.2f"),
+            Part("answers told from the norm, less the commonest answer", median("wd0", q.answers_told_by_norm),
+                 at_least(0.3, 0.1), "up to 1 less the commonest", "+.2f"),
         ),
         "Shuffling the pixels of an image keeps its norm.",
     ),
@@ -139,9 +111,9 @@ HARM_CLAIMS: tuple[Claim, ...] = (
         "P2 abstract, Appendix G", "noise, then a ring, then an 8", ("wd0",),
         (
             *(Part(f"likeness of v{depth} to a digit's mean image, less that of random directions through the same matrices",
-                   median("wd0", likeness(depth)), _at_least(0.2, 0.05), "a digit", "+.2f") for depth in (1, 2, 3)),
+                   median("wd0", q.likeness(depth)), at_least(0.2, 0.05), "a digit", "+.2f") for depth in (1, 2, 3)),
             Part("images still known nearer to v3 than those forgotten: share of pairs, less one half",
-                 median("wd0", near_prototype), _at_least(0.2, 0.05), "", "+.2f"),
+                 median("wd0", q.near_prototype), at_least(0.2, 0.05), "", "+.2f"),
         ),
         "Likeness is the correlation over pixels with the most similar of the ten mean training images.",
     ),

@@ -9,7 +9,6 @@ Intervals are over networks (95 %, bootstrap), and of a single network over its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,34 +17,21 @@ from scipy import stats
 
 from grokutils.paper.harmful_traps.forgetting import INPUTS
 from grokutils.paper.harmful_traps.intervention_study import ALL, REMOVALS
-from grokutils.paper.judge.findings import over_networks
+from grokutils.paper.harmful_traps.prototypes import NAMES
+from grokutils.paper.judge.stats import best_threshold
+from grokutils.paper.kit.tables import number, said
+from grokutils.records.phases import COLLAPSE
+from grokutils.records.signals import TRAPPED_FROM
 
 __all__ = [
-    "MATTERS", "HarmRates", "at_best_and_last", "correlates_table", "forgotten", "harm_rates", "injections", "judged_traps",
-    "nearness_table", "norm_table", "piling_table", "prototype_table", "rates_table", "regrowth_table", "removals",
-    "removals_table", "said",
+    "MATTERS", "HarmRates", "agreement", "at_best_and_last", "correlates_table", "forgotten", "harm_rates", "injections",
+    "injections_table", "judged_traps", "nearness_table", "norm_table", "piling_table", "prototype_table", "rates_table",
+    "regrowth_table", "removals", "removals_table",
 ]  # fmt: skip
 
 #: A removal counts as one that matters if the 95 % interval of its change of test accuracy lies beyond this.
 MATTERS = 0.02
-_NONE = "–"
 WHENS = {"best": "best kept step", "last": "last step"}
-
-
-def said(values, style: str = ".2f") -> str:
-    """A median over networks with its interval, as text.
-
-    >>> said([0.1, 0.2, 0.3]), said([0.2] * 20), said([])
-    ('0.20', '0.20 (0.20 to 0.20)', '–')
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return _NONE
-    found = over_networks(values, np.median)
-    if found.low is None:
-        return f"{found.value:{style}}"
-    return f"{found.value:{style}} ({found.low:{style}} to {found.high:{style}})"
 
 
 # -- the divergence as a test ---------------------------------------------------------------------------------
@@ -93,7 +79,7 @@ def harm_rates(frame: pd.DataFrame, truth: str = "matters", operation: str = "ta
     """
     threshold, judged = judged_traps(frame, truth, operation, score)
     over, yes = judged.over.to_numpy(bool), judged.yes.to_numpy(bool)
-    rates = [_share(over[~yes]), _share(~over[yes])] if np.isfinite(threshold) else [np.nan, np.nan]
+    rates = [_share(over[~yes]), _share(~over[yes])] if not np.isnan(threshold) else [np.nan, np.nan]
     return HarmRates(truth, threshold, *rates, int(yes.sum()), int((~yes).sum()))
 
 
@@ -110,7 +96,8 @@ def judged_traps(
     judged = ~chosen
     if own.member.nunique() < 2:
         chosen = judged = own.member == own.member
-    threshold = _youden(own[chosen.astype(bool)][score].to_numpy(float), yes[chosen.astype(bool)].to_numpy())
+    values, true = own[chosen.astype(bool)][score].to_numpy(float), yes[chosen.astype(bool)].to_numpy()
+    threshold = best_threshold(values[~true], values[true])
     found = pd.DataFrame({"member": own.member, "over": own[score] > threshold, "yes": yes})
     return threshold, found[judged.astype(bool)]
 
@@ -123,30 +110,19 @@ def _share(flags: np.ndarray) -> float:
     return float(flags.mean()) if len(flags) else np.nan
 
 
-def _youden(values: np.ndarray, yes: np.ndarray) -> float:
-    if not yes.any() or yes.all():
-        return np.nan
-    known = np.unique(values)
-    cuts = np.concatenate([[known[0] / 2], (known[1:] + known[:-1]) / 2])
-    gain = [(values[yes] > cut).mean() - (values[~yes] > cut).mean() for cut in cuts]
-    return float(cuts[int(np.argmax(gain))])
-
-
 def rates_table(frame: pd.DataFrame) -> pd.DataFrame:
     """`harm_rates` for both truths and both ways of taking a trap out, by J and by the norm of the change."""
-    rows = []
-    percent = lambda x: f"{x:.0%}" if np.isfinite(x) else _NONE  # noqa: E731
+    rows = {}
     for operation in REMOVALS:
         for truth, words in (("matters", "moves test accuracy by > 2 points"), ("hurts", "raises test accuracy")):
             found, norm = (harm_rates(frame, truth, operation, score) for score in ("js", "norm"))
-            rows.append({
-                "trap": operation, "looked for: it": words, "traps that do": found.positive,
-                "that do not": found.negative,
-                "threshold of J, nats": f"{found.threshold:.2g}" if np.isfinite(found.threshold) else _NONE,
-                "false alarms": percent(found.false_alarms), "misses": percent(found.misses),
-                "by the norm alone": f"{percent(norm.false_alarms)}, {percent(norm.misses)}",
-            })  # fmt: skip
-    return pd.DataFrame(rows).set_index(["trap", "looked for: it"])
+            rows[operation, words] = {
+                "traps that do": found.positive, "that do not": found.negative,
+                "threshold of J, nats": number(found.threshold, ".2g"),
+                "false alarms": number(found.false_alarms, ".0%"), "misses": number(found.misses, ".0%"),
+                "by the norm alone": f"{number(norm.false_alarms, '.0%')}, {number(norm.misses, '.0%')}",
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["trap", "looked for: it"])
 
 
 def correlates_table(*named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
@@ -159,7 +135,7 @@ def correlates_table(*named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
             cells = {"traps": len(own)}
             for title, column in (("with J", "js"), ("with the norm of the change", "norm")):
                 known = len(own) > 4 and own[column].nunique() > 1 and size.nunique() > 1
-                cells[title] = f"{stats.spearmanr(own[column], size).statistic:.2f}" if known else _NONE
+                cells[title] = number(stats.spearmanr(own[column], size).statistic if known else np.nan)
             rows[name, operation] = cells
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -209,6 +185,22 @@ def injections(frame: pd.DataFrame) -> pd.DataFrame:
     return own[~own.operation.isin(list(REMOVALS))]
 
 
+def injections_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What one, four or all weights and a random direction did at the best kept step, medians over networks; and in how
+    many cases it was a collapse: ten points lost with more than 99 % of the training set still right."""
+    own = injections(frame)
+    own = own[own.when == "best"].assign(known=lambda f: f.train_accuracy + f.train_change)
+    rows = {}
+    for (layer, kind), some in own.groupby(["layer", "operation"], sort=False):
+        change = some.groupby("strength").test_change.median()
+        collapse = (some.test_change <= -COLLAPSE) & (some.known > 0.99)
+        rows[layer, kind] = {f"test accuracy, strength {strength:g}": f"{x:+.2f}" for strength, x in change.items()} | {
+            "training accuracy at the strongest": number(some[some.strength == some.strength.max()].known.median()),
+            "a collapse": f"{collapse.sum()} of {len(some)}",
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 # -- images ---------------------------------------------------------------------------------------------------
 
 
@@ -220,32 +212,45 @@ def forgotten(accuracies: pd.DataFrame) -> pd.DataFrame:
     ...                         "accuracy": [1.0, 1.0, 0.9, 0.5]})).index.tolist()
     [1, 0]
     """
-    if accuracies.empty:
-        return pd.DataFrame(columns=["at its best", "at the end", "change"])
-    table = accuracies.pivot_table(index=["member", "step"], columns="digit", values="accuracy")
-    last = table.groupby(level="member").tail(1).droplevel("step")
-    best = table.loc[table.mean(axis=1).groupby(level="member").idxmax()].droplevel("step")
+    best, last = _best_and_last(accuracies)
     change = last - best
     order = change.median().sort_values(kind="stable").index
-    cells = {
-        digit: {"at its best": said(best[digit]), "at the end": said(last[digit]), "change": said(change[digit], "+.2f")}
-        for digit in order
-    }
-    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("digit")
+    cells = {"at its best": best[order].agg(said), "at the end": last[order].agg(said), "change": change[order].agg(said, style="+.2f")}
+    return pd.DataFrame(cells).rename_axis("digit")
+
+
+def _best_and_last(accuracies: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy on each digit (columns) of each network (rows) where its mean is best, and at the last step."""
+    table = accuracies.pivot_table(index=["member", "step"], columns="digit", values="accuracy")
+    best = table.mean(axis=1).groupby(level="member").idxmax() if len(table) else []
+    return table.loc[best].droplevel("step"), table.groupby(level="member").tail(1).droplevel("step")
+
+
+def agreement(accuracies: pd.DataFrame) -> float:
+    """Kendall's W of the networks on which digits lose most: 0 none, 1 full; NaN of a single network.
+
+    >>> lost = [0.0, 0.1, 0.2]
+    >>> agreement(pd.DataFrame({"step": [1, 1, 1, 2, 2, 2] * 2, "member": [0] * 6 + [1] * 6, "digit": [0, 1, 2] * 4,
+    ...                         "accuracy": ([0.9] * 3 + [0.9 - x for x in lost]) * 2}))
+    1.0
+    """
+    best, last = _best_and_last(accuracies)
+    ranks = (last - best).dropna(axis=1).rank(axis=1).to_numpy()
+    m, n = ranks.shape
+    if m < 2 or n < 2:
+        return np.nan
+    return float(12 * ((ranks.sum(axis=0) - m * (n + 1) / 2) ** 2).sum() / (m**2 * (n**3 - n)))
 
 
 def nearness_table(*named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
     """`grokutils.paper.harmful_traps.forgetting.nearness` of several records: medians over networks."""
-    columns = {name: frame.groupby("near", sort=False).auc.agg(said) for name, frame in named if len(frame)}
-    return pd.DataFrame(columns) if columns else pd.DataFrame(columns=[name for name, _ in named])
+    return pd.DataFrame({name: frame.groupby("near", sort=False).auc.agg(said) for name, frame in named})
 
 
 def piling_table(frame: pd.DataFrame) -> pd.DataFrame:
     """`grokutils.paper.harmful_traps.forgetting.piling`: the share of answers that are the commonest one, medians over networks."""
-    rows = {}
-    for (when, edit), own in frame.groupby(["when", "edit"], sort=False):
-        rows[WHENS[when], edit] = {kind: said(own[own.kind == kind].share) for kind in INPUTS}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = frame.groupby(["when", "edit", "kind"], sort=False).share.agg(said).unstack("kind", sort=False)
+    return table.reindex(columns=list(INPUTS)).rename(WHENS, level="when").rename_axis(index=[None, None], columns=None)
 
 
 _NORM = {
@@ -256,20 +261,17 @@ _NORM = {
 
 def norm_table(*named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
     """`grokutils.paper.harmful_traps.forgetting.norm_answers` of several records: medians over networks."""
-    rows = {}
-    for name, frame in named:
-        for when, own in frame.groupby("when", sort=False):
-            rows[name, WHENS[when]] = {title: said(own[column]) for column, title in _NORM.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    tables = {name: frame.groupby("when", sort=False)[list(_NORM)].agg(said) for name, frame in named}
+    return pd.concat(tables).rename(columns=_NORM).rename(WHENS, level="when").rename_axis([None, None])
 
 
-def prototype_table(matches: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def prototype_table(matches: pd.DataFrame) -> pd.DataFrame:
     """`grokutils.paper.harmful_traps.prototypes.prototype_matches` at the first and the last kept step: the correlation with the most
     similar mean image, that of random directions through the same matrices, and by how many networks the former is larger."""
     rows = {}
     for step in sorted({matches.step.min(), matches.step.max()}) if len(matches) else ():
         for depth, own in matches[matches.step == step].groupby("depth"):
-            rows[f"step {step:,}", names[depth]] = {
+            rows[f"step {step:,}", NAMES[depth]] = {
                 "mean image of a digit": said(own.r), "random directions": said(own.r_random),
                 "single training image": said(own.image_r), "random directions ": said(own.image_r_random),
                 "more than random": f"{(own.r > own.r_random).sum()} of {len(own)}",
@@ -284,9 +286,7 @@ def regrowth_table(frame: pd.DataFrame) -> pd.DataFrame:
         first, last = own[own.step == 0], own[own.step == own.step.max()]
         rows[WHENS[start], arm, layer] = {
             "size at the fork": said(first.trap_strength), f"after {own.step.max():,} steps": said(last.trap_strength),
-            "with a trap at the end": f"{(last.traps >= 0.5).sum()} of {len(last)}",
+            "with a trap at the end": f"{(last.traps >= TRAPPED_FROM).sum()} of {len(last)}",
             "test accuracy at the fork": said(first.test_accuracy), "at the end": said(last.test_accuracy),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
-
-

@@ -1,12 +1,12 @@
-"""What is read of one network to judge a claim by.
+"""What is read of the networks of a record to judge a claim by.
 
 >>> from grokutils.records.study import study
 >>> source = Source(study("results/express/wd0"))                    # doctest: +SKIP
->>> read("grokking", "fc1", "alpha")(source, 0)                      # doctest: +SKIP
+>>> source[at("grokking", "fc1", "alpha")][0]                        # doctest: +SKIP
 2.9
 
-A *quantity* takes a `Source` (a record) and the number of a network and returns a number, a truth value, or NaN
-where the network has none. It raises `NotMeasured` where the record does not reach far enough to tell.
+A *quantity* is the name of a column of `grokutils.records.study.Study.networks`, or a function from a `Source` (a record)
+to one number, truth value or NaN per network. `NotMeasured` says where the record does not reach far enough to tell.
 `grokutils.paper.judge.findings` makes one number of those of all networks.
 """
 
@@ -22,50 +22,17 @@ from scipy import stats
 from grokutils.experiment.config import RunConfig
 from grokutils.experiment.traits import data_traits
 from grokutils.paper.judge.published import TABLE_STEPS
-from grokutils.records.phases import PHASES, Phases, lead_times
+from grokutils.records.phases import PHASES
 from grokutils.records.study import Study
 
 __all__ = [
-    "NotMeasured",
-    "Quantity",
-    "Source",
-    "accuracy_when_learnt",
-    "alarmed",
-    "alpha_against_erg",
-    "any_of",
-    "before_rise",
-    "below",
-    "best_accuracy",
-    "change_over",
-    "collapsed",
-    "decline",
-    "fall",
-    "fallen_by",
-    "falls",
-    "growth",
-    "last_accuracy",
-    "last_train_accuracy",
-    "lead_decades",
-    "learnt_step",
-    "mean_over",
-    "none_over",
-    "outnumber",
-    "over_start",
-    "peak_over_learnt",
-    "peak_step",
-    "rank_correlation",
-    "reaches",
-    "read",
-    "rise",
-    "saturation_step",
-    "size",
-    "warned",
-    "warned_of_collapse",
-    "way_to_chance",
-]
+    "NotMeasured", "Quantity", "Source", "alarmed", "alpha_against_erg", "any_of", "at", "at_fall", "collapsed", "falls",
+    "lead_decades", "less", "lost", "mean_over", "of", "outnumber", "over", "rank_correlation", "reaches", "under",
+    "warned", "warned_of_collapse", "way_to_chance",
+]  # fmt: skip
 
-# A record of ten saved steps a decade has one within a factor of 1.13 of any step it reaches.
-_NEAR = 1.2
+# What is final as soon as every network has come so far: the column that says whether it has.
+_SETTLED = {"learnt": "learnt", "at_learning": "learnt", "saturated": "saturated", "rise": "rise", "norm_rise": "rise"}
 # A best value counts as the peak once the record goes on for twice as long.
 _PAST = 2
 # A rank correlation of fewer steps means nothing.
@@ -77,19 +44,19 @@ class NotMeasured(Exception):
 
 
 class Source:
-    """A record to judge claims by; `name` is what messages call it."""
+    """A record to judge claims by; `name` is what messages call it.
+
+    Records of the paper's recipe are read at the steps of the paper's tables, others at the right edges of each network's
+    own phases (`Study.phase_steps`).
+    """
 
     def __init__(self, study: Study, name: str = ""):
-        self.study = study
+        self.study = study.at_steps(TABLE_STEPS) if study.config.recipe_name == "paper" else study
         self.name = name or study.name
 
     @property
     def recipe(self) -> str:
         return self.study.config.recipe_name
-
-    @property
-    def members(self) -> list[int]:
-        return self.study.members
 
     @cached_property
     def horizon(self) -> int:
@@ -100,316 +67,180 @@ class Source:
     def ended(self) -> bool:
         return self.study.step >= self.horizon
 
-    def phases(self, member: int) -> Phases:
-        return self.study.member_phases[member]
-
     def short(self, needed: str) -> NotMeasured:
         """The exception that says how far the record reaches, and what would be needed."""
         return NotMeasured(f"{self.name} reaches step {self.study.step:,}; {needed}")
 
-    def until_the_end(self) -> None:
-        if not self.ended:
+    def until_the_end(self, unless: bool | np.bool_ = False) -> None:
+        """Raises `NotMeasured` if the record does not reach the end of the experiment, unless it is settled before."""
+        if not (unless or self.ended):
             raise self.short(f"this is judged at {self.horizon:,}")
 
-    def past_the_peak(self, member: int) -> None:
-        found = self.phases(member)
-        if not self.ended and found.peak_accuracy < 1 and (found.peak is None or self.study.step < _PAST * found.peak):
+    def past_the_peak(self) -> None:
+        known = self.study.networks
+        still = (known.best < 1) & ~(self.study.step >= _PAST * known.peak)
+        if not self.ended and still.any():
             raise self.short("its test accuracy may still rise")
 
-    def mark(self, member: int, phase: str) -> int | None:
-        """The analysed step at which a phase of a network is read; None if it never has that phase.
-
-        Records of the paper's recipe are read at the steps of the paper's tables, others at the right edges of each
-        network's own phases (`Study.phase_steps`).
-        """
-        if self.recipe == "paper":
-            wanted = TABLE_STEPS[phase]
-            step = self.study.nearest(int(wanted))
-            if not 1 / _NEAR < step / wanted < _NEAR:
-                raise self.short(f"this is read at {wanted:,.0f}")
-            return step
-        if phase == PHASES[1]:
-            self.past_the_peak(member)
-        elif phase == PHASES[2]:
+    def __getitem__(self, name: str) -> pd.Series:
+        """A column of `Study.networks`, if the record reaches far enough for it to be final."""
+        if name not in self.study.networks:
+            raise NotMeasured(f"{self.name} has no {name}")
+        column, (*_, when) = self.study.networks[name], name.split(" ")
+        if when in PHASES:
+            self._can_be_read(when)
+        elif name in ("best", "peak"):
+            self.past_the_peak()
+        elif name == "final":
             self.until_the_end()
-        step = self.study.phase_steps.loc[member, phase]
-        if pd.isna(step):
-            self.until_the_end()  # otherwise it may still come
-            return None
-        return int(step)
+        elif when in _SETTLED:
+            self.until_the_end(unless=self.study.networks[_SETTLED[when]].notna().all())
+        return column
 
-    @cached_property
-    def _tables(self) -> dict[str, pd.DataFrame]:
-        """By where a column is: the layers', the networks'."""
-        s = self.study
-        followed = s.diagnostics[s.diagnostics.layer.isin(s.layers)]
-        alphas = followed.groupby(["step", "member"])[["alpha", "alpha_clipped"]]
-        average = alphas.agg(lambda a: a.mean(skipna=False)).reset_index().assign(layer="average")
-        layers = pd.concat([s.diagnostics, average], ignore_index=True)
-        again = [name for name in s.baselines if name in s.metrics and name not in ("member", "step")]
-        own = s.metrics.merge(s.baselines.drop(columns=again), on=["member", "step"], how="left")
-        return {
-            "layers": layers.set_index(["member", "layer", "step"]).sort_index(),
-            "network": own.set_index(["member", "step"]).sort_index(),
-        }
+    def _can_be_read(self, phase: str) -> None:
+        missing = self.study.phase_steps[phase].isna().any()
+        if self.study.fixed_steps is not None:
+            if missing:
+                raise self.short(f"this is read at {TABLE_STEPS[phase]:,.0f}")
+        else:
+            if phase == PHASES[1]:
+                self.past_the_peak()
+            self.until_the_end(unless=phase != PHASES[2] and not missing)
 
-    def series(self, member: int, where: str, column: str, start: int = 0) -> pd.Series:
-        """A column of one network over steps; ``where`` is a layer, ``average`` or ``network``."""
-        table = self._tables["network" if where == "network" else "layers"]
-        key = member if where == "network" else (member, where)
-        try:
-            found = table.loc[key, column]
-        except KeyError:
-            raise NotMeasured(f"{self.name} has no {column} of the {where}") from None
-        return found[found.index >= start]
-
-    def read(self, member: int, phase: str, where: str, column: str) -> float:
-        """A column where a phase is read; NaN if the network has no such phase."""
-        step = self.mark(member, phase)
-        return np.nan if step is None else float(self.series(member, where, column).get(step, np.nan))
-
-    @cached_property
-    def _leads(self) -> pd.DataFrame:
-        """Of the layers, of their average, and of alpha with `alpha_clipped` in its place (``fc1 clipped``)."""
-        s = self.study
-        layers = s.diagnostics[s.diagnostics.layer.isin(s.layers)]
-        mean = layers.groupby(["step", "member"])[["alpha", "alpha_clipped", "traps"]]
-        average = mean.agg(lambda x: x.mean(skipna=False)).reset_index().assign(layer="average")
-        plain = pd.concat([layers, average], ignore_index=True)
-        clipped = plain[["step", "member", "traps"]].assign(
-            alpha=plain.alpha_clipped, layer=plain.layer + " clipped"
-        )
-        frame = lead_times(s.metrics, pd.concat([plain, clipped], ignore_index=True), s.baselines)
-        if "member" not in frame:
-            frame = frame.assign(member=s.members[0])
-        return frame.set_index(["member", "layer", "signal"])[["onset", "fall", "lead_decades"]].astype(float)
-
-    def lead(self, member: int, where: str, signal: str) -> pd.Series:
-        """``onset``, ``fall`` and ``lead_decades`` of a signal, as `grokutils.records.phases.lead_times` has them."""
-        try:
-            return self._leads.loc[(member, where, signal)]
-        except KeyError:
-            raise NotMeasured(f"{self.name} has no {signal} of the {where}") from None
+    def course(self, member: int, where: str, column: str) -> pd.Series:
+        """A column of one network over steps: all that were measured of the network, those analysed of a layer."""
+        own, table = self.study.metrics, self.study.measures
+        if where == "network" and column in own:
+            return own[own.member == member].set_index("step")[column].sort_index()
+        return table.xs(member, level="member")[column, where]
 
 
-Quantity = Callable[[Source, int], float]
+Quantity = str | Callable[[Source], pd.Series]
 
 
-# -- quantities of one network ---------------------------------------------------------------------
+# -- quantities, a value per network -------------------------------------------------------------------------------
 
 
-def _nan(step: int | None) -> float:
-    return np.nan if step is None else float(step)
+def at(when: str, where: str, column: str) -> str:
+    """The column of `Study.networks` that has a measure where a phase is read."""
+    return f"{column} {where} {when}"
 
 
-def learnt_step(source: Source, member: int) -> float:
-    """Step at which the training set is learnt."""
-    step = source.phases(member).memorised
-    if step is None:
-        source.until_the_end()
-    return _nan(step)
+def over(a: Quantity, b: Quantity) -> Quantity:
+    return lambda source: of(source, a) / of(source, b)
 
 
-def saturation_step(source: Source, member: int) -> float:
-    """First step at which every training image is classified correctly."""
-    train = source.series(member, "network", "train_accuracy")
-    perfect = train.index[train >= 1]
-    if not len(perfect):
-        source.until_the_end()
-    return float(perfect[0]) if len(perfect) else np.nan
+def less(a: Quantity, b: Quantity) -> Quantity:
+    return lambda source: of(source, a) - of(source, b)
 
 
-def accuracy_when_learnt(source: Source, member: int) -> float:
-    step = learnt_step(source, member)
-    return source.series(member, "network", "test_accuracy").get(step, np.nan)
+def under(limit: float, *quantities: Quantity) -> Quantity:
+    """Whether all of them are below a limit."""
+    return lambda source: pd.concat([of(source, quantity) < limit for quantity in quantities], axis=1).all(axis=1)
 
 
-def best_accuracy(source: Source, member: int) -> float:
-    source.past_the_peak(member)
-    return source.phases(member).peak_accuracy
+def reaches(limit: float, quantity: Quantity) -> Quantity:
+    return lambda source: of(source, quantity) >= limit
 
 
-def peak_step(source: Source, member: int) -> float:
-    source.past_the_peak(member)
-    return _nan(source.phases(member).peak)
+def of(source: Source, quantity: Quantity) -> pd.Series:
+    return source[quantity] if isinstance(quantity, str) else quantity(source)
 
 
-def peak_over_learnt(source: Source, member: int) -> float:
-    """How many times as late as the training set is learnt the test accuracy is best."""
-    return peak_step(source, member) / learnt_step(source, member)
-
-
-def decline(source: Source, member: int) -> float:
-    """Points of test accuracy from the best to the end of the experiment."""
-    return best_accuracy(source, member) - last_accuracy(source, member)
-
-
-def rise(source: Source, member: int) -> float:
-    """Points of test accuracy from where the training set is learnt to the best."""
-    return best_accuracy(source, member) - accuracy_when_learnt(source, member)
-
-
-def fall(source: Source, member: int, enough: float = 0.25) -> float:
+def lost(enough: float = 0.25) -> Quantity:
     """Points of test accuracy from the best to the last, with the training set still known.
 
     Before the experiment's end it counts once it is as large as the claim says, which settles it.
     """
-    found = source.phases(member)
-    fallen = found.peak_accuracy - found.final_accuracy
-    if not (source.ended or (found.collapse is not None and fallen >= enough)):
-        source.until_the_end()
-    return fallen
 
-
-def fallen_by(points: float) -> Quantity:
-    return lambda source, member: fall(source, member, points) >= points
-
-
-def last_train_accuracy(source: Source, member: int) -> float:
-    fall(source, member)
-    return float(source.series(member, "network", "train_accuracy").iloc[-1])
-
-
-def last_accuracy(source: Source, member: int) -> float:
-    source.until_the_end()
-    return source.phases(member).final_accuracy
-
-
-def way_to_chance(source: Source, member: int) -> float:
-    """How much of the way from the best test accuracy down to chance was gone by the end."""
-    source.until_the_end()
-    config, found = source.study.config, source.phases(member)
-    chance = 1 / (data_traits(config.dataset).classes(config) or np.inf)
-    return (found.peak_accuracy - found.final_accuracy) / max(found.peak_accuracy - chance, 1e-9)
-
-
-def collapsed(source: Source, member: int) -> bool:
-    """Whether the test accuracy fell by ten points for good (`grokutils.records.phases.find_phases`)."""
-    if source.phases(member).collapse is None:
-        source.until_the_end()
-        return False
-    return True
-
-
-def read(phase: str, where: str, column: str) -> Quantity:
-    """A column where a phase is read."""
-    return lambda source, member: source.read(member, phase, where, column)
-
-
-def mean_over(phase: str, layers: Sequence[str], column: str) -> Quantity:
-    return lambda source, member: float(np.mean([source.read(member, phase, x, column) for x in layers]))
-
-
-def change_over(first: str, then: str, layers: Sequence[str], column: str) -> Quantity:
-    """A column's mean over layers in one phase, less that in an earlier one."""
-    early, late = (mean_over(phase, layers, column) for phase in (first, then))
-    return lambda source, member: late(source, member) - early(source, member)
-
-
-def none_over(limit: float, phases: Sequence[str], layers: Sequence[str], column: str) -> Quantity:
-    """Whether a column is under a limit in all these layers and phases."""
-    return lambda source, member: all(
-        source.read(member, phase, layer, column) < limit for phase in phases for layer in layers
-    )
-
-
-def below(limit: float, phase: str, where: str, column: str) -> Quantity:
-    return lambda source, member: source.read(member, phase, where, column) < limit
-
-
-def reaches(limit: float, phase: str, where: str, column: str) -> Quantity:
-    return lambda source, member: source.read(member, phase, where, column) >= limit
-
-
-def outnumber(phase: str, where: str, other: str) -> Quantity:
-    """Whether one layer has at least one trap more than another."""
-    return lambda source, member: (
-        source.read(member, phase, where, "traps") >= source.read(member, phase, other, "traps") + 1
-    )
-
-
-def size(quantity: Quantity) -> Quantity:
-    return lambda source, member: abs(quantity(source, member))
-
-
-def before_rise(where: str, column: str) -> Quantity:
-    """A column at the last step it has up to where the network's own test accuracy begins to rise; NaN if it never does."""
-
-    def quantity(source: Source, member: int) -> float:
-        rise = source.phases(member).grokking
-        if rise is None:
-            source.until_the_end()
-            return np.nan
-        found = source.series(member, where, column)
-        return float(found[found.index <= rise].iloc[-1])
+    def quantity(source: Source) -> pd.Series:
+        known = source.study.networks
+        points = known.best - known.final
+        source.until_the_end(unless=(known.collapsed.notna() & (points >= enough)).all())
+        return points
 
     return quantity
 
 
-def over_start(quantity: Quantity, where: str, column: str) -> Quantity:
-    """Something over a column's value at the start."""
-    return lambda source, member: quantity(source, member) / source.series(member, where, column).iloc[0]
+def at_fall(name: str) -> Quantity:
+    """A column, once a fall is settled (`lost`)."""
+    return lambda source: lost()(source) * 0 + source.study.networks[name]
 
 
-def growth(phase: str, where: str, column: str) -> Quantity:
-    """A column where a phase is read, over its value at the start."""
-    return over_start(read(phase, where, column), where, column)
+def way_to_chance(source: Source) -> pd.Series:
+    """How much of the way from the best test accuracy down to chance was gone by the end."""
+    source.until_the_end()
+    config, known = source.study.config, source.study.networks
+    chance = 1 / (data_traits(config.dataset).classes(config) or np.inf)
+    return (known.best - known.final) / (known.best - chance).clip(lower=1e-9)
+
+
+def collapsed(source: Source) -> pd.Series:
+    """Whether the test accuracy fell by ten points for good (`grokutils.records.phases.find_phases`)."""
+    found = source.study.networks.collapsed.notna()
+    source.until_the_end(unless=found.all())
+    return found
+
+
+def mean_over(phase: str, layers: Sequence[str], column: str) -> Quantity:
+    return lambda source: sum(source[at(phase, layer, column)] for layer in layers) / len(layers)
+
+
+def outnumber(phase: str, where: str, other: str) -> Quantity:
+    """Whether one layer has at least one trap more than another."""
+    return lambda source: source[at(phase, where, "traps")] >= source[at(phase, other, "traps")] + 1
 
 
 def falls(where: str, column: str = "alpha") -> Quantity:
     """Whether a column is lower in each phase than in the one before."""
 
-    def quantity(source: Source, member: int) -> bool:
-        pre, middle, late = (source.read(member, phase, where, column) for phase in PHASES)
-        return pre > middle > late
+    def quantity(source: Source) -> pd.Series:
+        pre, middle, late = (source[at(phase, where, column)] for phase in PHASES)
+        return (pre > middle) & (middle > late)
 
     return quantity
 
 
-def rank_correlation(where: str, column: str, with_what: str) -> Quantity:
-    """Spearman's, over analysed steps from the best test accuracy to the end; 0 if either does not change."""
-
-    def quantity(source: Source, member: int) -> float:
-        source.until_the_end()
-        start = source.phases(member).peak
-        if start is None:
-            return np.nan
-        one = source.series(member, where, column, start)
-        both = pd.concat([one, source.series(member, "network", with_what)], axis=1, join="inner").dropna()
-        return _spearman(both.iloc[:, 0], both.iloc[:, 1])
-
-    return quantity
+def rank_correlation(where: str, column: str, with_what: str = "test_accuracy") -> Quantity:
+    """Spearman's, over steps from the best test accuracy to the end; 0 if either does not change."""
+    return _spearman("peak", lambda source, m: (source.course(m, where, column), source.course(m, "network", with_what)))
 
 
 def alpha_against_erg(where: str) -> Quantity:
     """Spearman's correlation of |alpha - 2| with |`erg_gap`| from where the training set is learnt to the end."""
+    return _spearman(
+        "learnt", lambda source, m: ((source.course(m, where, "alpha") - 2).abs(), source.course(m, where, "erg_gap").abs())
+    )
 
-    def quantity(source: Source, member: int) -> float:
-        source.until_the_end()
-        start = source.phases(member).memorised
-        if start is None:
+
+def _spearman(since: str, pair: Callable[[Source, int], tuple[pd.Series, pd.Series]]) -> Quantity:
+    def one(source: Source, member: int, start: float) -> float:
+        both = pd.concat(pair(source, member), axis=1, join="inner").dropna()
+        both = both[both.index >= (np.inf if np.isnan(start) else start)]
+        if len(both) < _FEWEST_STEPS:
             return np.nan
-        alpha, gap = (source.series(member, where, name, start) for name in ("alpha", "erg_gap"))
-        both = pd.concat([(alpha - 2).abs(), gap.abs()], axis=1).dropna()
-        return _spearman(both.iloc[:, 0], both.iloc[:, 1])
+        if (both.nunique() < 2).any():
+            return 0.0
+        return float(stats.spearmanr(both.iloc[:, 0], both.iloc[:, 1]).statistic)
+
+    def quantity(source: Source) -> pd.Series:
+        source.until_the_end()
+        starts = source.study.networks[since]
+        return pd.Series({member: one(source, member, start) for member, start in starts.items()})
 
     return quantity
 
 
-def _spearman(a: pd.Series, b: pd.Series) -> float:
-    if len(a) < _FEWEST_STEPS:
-        return np.nan
-    if a.nunique() < 2 or b.nunique() < 2:
-        return 0.0
-    return float(stats.spearmanr(a, b).statistic)
+def _onset(source: Source, where: str, signal: str) -> pd.Series:
+    return source[f"onset {where} {signal}"]
 
 
 def lead_decades(where: str, signal: str) -> Quantity:
     """Decades of steps from a signal to the fall of the test accuracy; NaN where either never came."""
 
-    def quantity(source: Source, member: int) -> float:
-        collapsed(source, member)
-        return float(source.lead(member, where, signal).lead_decades)
+    def quantity(source: Source) -> pd.Series:
+        collapsed(source)
+        return np.log10(source.study.networks.fell / _onset(source, where, signal).clip(lower=1))
 
     return quantity
 
@@ -417,11 +248,10 @@ def lead_decades(where: str, signal: str) -> Quantity:
 def alarmed(where: str, *signals: str) -> Quantity:
     """Whether all these signals of a layer went off at any time."""
 
-    def quantity(source: Source, member: int) -> bool:
-        if all(pd.notna(source.lead(member, where, signal).onset) for signal in signals):
-            return True
-        source.until_the_end()  # otherwise they may still
-        return False
+    def quantity(source: Source) -> pd.Series:
+        found = _all_by(source, where, signals, np.inf)
+        source.until_the_end(unless=found.all())  # otherwise they may still
+        return found
 
     return quantity
 
@@ -429,19 +259,22 @@ def alarmed(where: str, *signals: str) -> Quantity:
 def warned(where: str, *signals: str) -> Quantity:
     """Of a network that collapsed: whether they went off before the test accuracy fell. Of another: at any time."""
 
-    def quantity(source: Source, member: int) -> bool:
-        if not collapsed(source, member):
-            return alarmed(where, *signals)(source, member)
-        found = [source.lead(member, where, signal) for signal in signals]
-        return all(pd.notna(one.onset) and one.onset < one.fall for one in found)
+    def quantity(source: Source) -> pd.Series:
+        fell, ever = collapsed(source), _all_by(source, where, signals, np.inf)
+        source.until_the_end(unless=(fell | ever).all())
+        return ever.where(~fell, _all_by(source, where, signals, source.study.networks.fell))
 
     return quantity
 
 
+def _all_by(source: Source, where: str, signals: Sequence[str], step: pd.Series | float) -> pd.Series:
+    return pd.concat([_onset(source, where, signal) < step for signal in signals], axis=1).all(axis=1)
+
+
 def warned_of_collapse(where: str, *signals: str) -> Quantity:
     """Whether the network collapsed and these signals went off before."""
-    return lambda source, member: collapsed(source, member) and warned(where, *signals)(source, member)
+    return lambda source: collapsed(source) & warned(where, *signals)(source)
 
 
 def any_of(*quantities: Quantity) -> Quantity:
-    return lambda source, member: any(quantity(source, member) for quantity in quantities)
+    return lambda source: pd.concat([of(source, quantity) for quantity in quantities], axis=1).any(axis=1)

@@ -15,16 +15,18 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 from grokutils.paper.judge.evidence import NotMeasured, Source
-from grokutils.paper.judge.findings import FEWEST, Finding, Test
+from grokutils.paper.judge.findings import Finding, Test
+from grokutils.paper.judge.published import Number
+from grokutils.paper.judge.stats import FEWEST
 from grokutils.records.analysis import NotKept
 from grokutils.records.study import study
 
 __all__ = [
-    "ARITHMETIC", "RULE", "VERDICTS", "Claim", "ClaimJudged", "Judged", "Part", "PartJudged", "Range", "judge_claim",
-    "judge_claims",
+    "ARITHMETIC", "RULE", "VERDICTS", "Claim", "ClaimJudged", "Judged", "Part", "PartJudged", "Range", "around", "at_least",
+    "at_most", "judge_claim", "judge_claims", "spreads",
 ]  # fmt: skip
 
 VERDICTS = ("replicates", "partly", "does not", "not yet measured")
@@ -86,6 +88,25 @@ def _span(span: tuple[float, float]) -> str:
     if math.isinf(span[0]):
         return f"≤ {high}"
     return f"{low} to {high}"
+
+
+def at_least(agrees: float, close: float) -> Range:
+    return Range((agrees, math.inf), (close, math.inf))
+
+
+def at_most(agrees: float, close: float) -> Range:
+    return Range((-math.inf, agrees), (-math.inf, close))
+
+
+def around(number: SupportsFloat, agrees: float, close: float) -> Range:
+    """Within so much of a printed number."""
+    x = float(number)
+    return Range((x - agrees, x + agrees), (x - close, x + close))
+
+
+def spreads(number: Number) -> Range:
+    """Within two printed standard deviations of a printed mean; within four is close."""
+    return around(number, 2 * number.spread, 4 * number.spread)
 
 
 @dataclass(frozen=True)
@@ -262,7 +283,7 @@ def _described(key: str, sources: Mapping[str, Source], missing: Mapping[str, st
     source = sources[key]
     return {
         "name": source.name, "recipe": source.recipe, "weight_decay": source.study.weight_decay,
-        "networks": len(source.members), "step": source.study.step, "of": source.horizon, "label": source.study.label,
+        "networks": source.study.n, "step": source.study.step, "of": source.horizon, "label": source.study.label,
     }  # fmt: skip
 
 
