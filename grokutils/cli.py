@@ -28,6 +28,9 @@ _ASIDE = {"recipe_name", "seed", "weight_decay", "steps"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 could not be done, 2 misused, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names from files that the terminal's encoding lacks are written out
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
         status = arguments.function(arguments)
@@ -90,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
             "Train a run, or go on with it where it stopped. Ctrl-C saves first; the same command goes on. Any "
             "hyperparameter of the recipe can be overridden.")  # fmt: skip
     command("diagnose", _diagnose_arguments, "alpha, traps and a verdict for every layer of a model",
-            "Alpha, correlation traps and a verdict for every weight matrix of a .safetensors file or of "
-            "a run. Pickled checkpoints are refused, since reading one can run code.")  # fmt: skip
+            "Alpha, correlation traps and a verdict for every weight matrix of a file, of a model's folder or of a run, and "
+            "what in it was not measured. A trap, or an alpha below 2, is a fingerprint to look at and no proof of harm: "
+            "networks that generalise have them too. What cannot be read without running code, such as a pickled module, "
+            "is refused.")  # fmt: skip
     command("list", _list_arguments, "list the records here", "List the records here.")
     command("show", _show_arguments, "show one record", "Show one record.")
     command("publish", _publish_arguments, "copy a run into results/, compactly",
@@ -206,7 +211,8 @@ def _causes(arguments: argparse.Namespace) -> int:
 def _diagnose_arguments(d: argparse.ArgumentParser) -> None:
     from grokutils.spectra.traps import METHODS
 
-    d.add_argument("source", metavar="FILE", help="a .safetensors file, or a run's name or folder")
+    d.add_argument("source", metavar="FILE", help="a .safetensors, .pt, .pth, .bin, .ckpt, .npz, .npy, .gguf or .onnx file, an index "
+                   "of shards or a folder as from Hugging Face; or a run's name or folder")  # fmt: skip
     d.add_argument("--step", type=int, metavar="N", help="of a run: this saved step (default: the last)")
     d.add_argument("--all-steps", action="store_true",
                    help="of a run: all saved steps; the result is kept in the run")  # fmt: skip
@@ -217,12 +223,13 @@ def _diagnose_arguments(d: argparse.ArgumentParser) -> None:
                    help="how the random bulk is fitted (default: bulk)")  # fmt: skip
     d.add_argument("--harmful", action="store_true",
                    help="of a run: also test what its largest traps do to the outputs, on random inputs")  # fmt: skip
-    d.add_argument("--json", action="store_true", help="print every column as JSON instead of a table")
+    d.add_argument("--json", action="store_true",
+                   help="print every column as JSON: a list of rows, and last what was not measured")  # fmt: skip
     d.set_defaults(function=_diagnose)
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    from grokutils.spectra.table import harm_text, table
+    from grokutils.spectra.table import as_json, harm_text, table
 
     frame = _diagnosed(
         arguments,
@@ -231,7 +238,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         method=arguments.method,
         ks_draws=400 if arguments.json or arguments.all_steps else 0,  # the table does not show them
     )
-    text = frame.to_json(orient="records", indent=1, double_precision=15) if arguments.json else table(frame)
+    text = as_json(frame) if arguments.json else table(frame)
     if arguments.harmful and not arguments.json:
         text += "\n\n" + harm_text(frame)
     print(text)
@@ -244,17 +251,23 @@ def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
     from grokutils.experiment import data
     from grokutils.records.record import load_record
     from grokutils.spectra.diagnose import diagnose
+    from grokutils.spectra.sources import SUFFIXES, is_model
     from grokutils.util.columns import DIAGNOSTICS, HARM
 
     path = Path(arguments.source).expanduser()
     of_a_run = arguments.all_steps or arguments.step is not None
-    if path.is_file() or path.suffix == ".safetensors":
+    if is_model(path) or path.suffix in SUFFIXES:
         if of_a_run:
             raise ValueError(f"--step and --all-steps are for runs; {path} is a file.")
         if arguments.harmful:
             raise ValueError(f"--harmful runs the network; {path} holds weights alone.")
         return diagnose(path, **options)
-    record = load_record(arguments.source)
+    try:
+        record = load_record(arguments.source)
+    except FileNotFoundError:
+        if path.is_absolute() or path.exists():
+            return diagnose(path, **options)  # which says what is wrong with it
+        raise
     if arguments.all_steps:
         if arguments.step is not None:
             raise ValueError("give --step or --all-steps, not both.")

@@ -545,8 +545,9 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path, suffix):
         path.write_bytes(pickle.dumps(Tripwire(mark)))
     else:
         torch.save({"w": torch.ones(20, 20), "x": Tripwire(mark)}, path)
-    with pytest.raises(ValueError, match="is no safetensors file .* can run code; save yours with safetensors"):
+    with pytest.raises(ValueError, match="is no safetensors file .* can run code; save yours with safetensors.torch.save_model") as said:
         diagnose(path)
+    assert "if you trust it, diagnose(torch.load(path, weights_only=False))" in str(said.value)
     assert not mark.exists()
 
 
@@ -1106,6 +1107,9 @@ def test_a_run_by_its_name(trained, runs, capsys):
         status, out, complaint = run(capsys, "tiny", "--json", "--shuffles", 2, *arguments)
         assert status == 0 and (not complaint or "spectra of tiny" in complaint)
         rows[arguments] = json.loads(out)
+    biases = {"fc1.bias", "fc2.bias", "fc3.bias"}
+    for found in rows.values():  # what was not measured comes last
+        assert {entry["name"] for entry in found.pop()["not_measured"]} == biases
     assert [row["step"] for row in rows[()]] == [8] * 3 and [row["step"] for row in rows[("--step", 3)]] == [3] * 3
     assert [row["step"] for row in rows[("--all-steps",)]] == [s for s in record.steps_saved for _ in range(3)]
     assert rows[("--all-steps",)][-3:] == rows[()]
@@ -1119,7 +1123,9 @@ def test_a_run_by_its_name(trained, runs, capsys):
     [
         (["nowhere"], 1, "there is no record 'nowhere'"),
         (["nowhere.safetensors"], 1, "there is no file nowhere.safetensors."),
-        (["{pickle}"], 2, "is no safetensors file"),
+        (["{pickle}"], 2, "is no safetensors file but a PyTorch file of objects"),
+        (["{folder}/nowhere"], 1, "there is no file "),
+        (["{folder}"], 2, "is a folder; name a .safetensors file in it"),
         (["tiny", "--step", "7"], 2, "step 7 of tiny was not saved; the nearest saved one is"),
         (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0; got -1."),
         (["tiny", "--step", "3", "--all-steps"], 2, "give --step or --all-steps, not both."),
@@ -1130,8 +1136,8 @@ def test_a_run_by_its_name(trained, runs, capsys):
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, status, said, trained, runs, tmp_path, capsys):
     shutil.copytree(trained, runs / "tiny")
-    torch.save({"w": torch.ones(3, 3)}, tmp_path / "x.pt")
-    places = {"pickle": tmp_path / "x.pt", "file": record_module.checkpoint_path(runs / "tiny", 8)}
+    torch.save({"w": torch.ones(3, 3), "x": Tripwire(tmp_path / "mark")}, tmp_path / "x.pt")
+    places = {"pickle": tmp_path / "x.pt", "folder": tmp_path, "file": record_module.checkpoint_path(runs / "tiny", 8)}
     got, out, complaint = run(capsys, *(argument.format(**places) for argument in arguments))
     assert got == status and out == "" and said in complaint and "Traceback" not in complaint
     if "usage" not in complaint:

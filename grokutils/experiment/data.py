@@ -12,7 +12,9 @@ import functools
 import hashlib
 import inspect
 import math
+import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -300,11 +302,14 @@ def _download(root: Path, folder: str) -> None:
             "one build, both CPU or both CUDA)"
         )
         raise DataError(_unavailable(root, folder, f"torchvision, which downloads it, {build}")) from None
-    try:
-        getattr(datasets, folder)(str(root), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        why = " ".join(str(error).split())  # torchvision's spans lines
-        raise DataError(_unavailable(root, folder, f"the download failed ({why})")) from None
+    why, kind = "", getattr(datasets, folder)
+    for mirror in kind.mirrors:  # torchvision tries the next one only where a server refuses, not where it garbles its reply
+        try:
+            type(folder, (kind,), {"mirrors": [mirror]})(str(root), train=True, download=True)
+            return
+        except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, ValueError) as error:
+            why = f"{mirror}: " + (" ".join(str(error).split()) or type(error).__name__)  # torchvision's spans lines
+    raise DataError(_unavailable(root, folder, f"the download failed ({why})")) from None
 
 
 def _unavailable(root: Path, folder: str, why: str) -> str:

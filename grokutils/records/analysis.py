@@ -20,7 +20,8 @@ from grokutils.experiment import data
 from grokutils.records import files
 from grokutils.records.record import Record, RecordError
 from grokutils.spectra import baselines
-from grokutils.spectra.layers import find_layers
+from grokutils.spectra.diagnose import account
+from grokutils.spectra.layers import find_layers, survey
 from grokutils.spectra.matrix import Options, diagnose_layer
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, with_verdicts
 from grokutils.util import columns, paths
@@ -111,8 +112,11 @@ def analyze_record(
         work.keep()
     frames = {name: frame[frame.step <= source.step] for name, frame in work.frames.items()}
     diagnostics = with_verdicts(frames["diagnostics"], thresholds)
+    diagnostics = diagnostics[list(columns.DIAGNOSTICS)].reset_index(drop=True)
+    if source.steps_saved:
+        account(diagnostics, survey(source.weights()))
     return Analysis(
-        diagnostics=diagnostics[list(columns.DIAGNOSTICS)].reset_index(drop=True),
+        diagnostics=diagnostics,
         spectra=frames["spectra"].reset_index(drop=True),
         baselines=frames["baselines"].reset_index(drop=True),
     )
@@ -211,7 +215,7 @@ class _Work:
                 if odd := [layer for layer in set(stored.get("layer", ())) if layer != safe_name(str(layer))]:
                     raise RecordError(f"{path} names a layer {odd[0]!r}, which is no name of a parameter. Delete it.")
                 if _same_options(stored.attrs.get("grokutils"), self.stamp[name]):
-                    frame = stored[columns.stored(name)]
+                    frame = stored.reindex(columns=columns.stored(name))  # an older record may lack a column
                 else:
                     lost |= not set(stored.get("step", ())) <= saved
             frames[name] = frame

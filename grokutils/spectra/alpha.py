@@ -22,11 +22,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
+from grokutils.spectra.arrays import plain
 from grokutils.util.progress import tqdm
 
 __all__ = [
     "CUTOFF",
     "MIN_EIGENVALUES",
+    "ROUNDING",
     "ErgTail",
     "MatrixSpectrum",
     "PowerLawFit",
@@ -43,6 +45,8 @@ __all__ = [
 CUTOFF = 1e-5
 #: With fewer eigenvalues than this a matrix is not fitted (WeightWatcher's min_evals).
 MIN_EIGENVALUES = 10
+#: Eigenvalues of a tail that agree to this are equal: a float32 matrix has seven digits, its eigenvalues fewer.
+ROUNDING = 1e-4
 
 _MOST_CLIPPED = 9  # "clip_xmax" takes off 2, 3, ..., 9 of the largest eigenvalues
 _CLEAR_FALL = 1.0  # ... until alpha has fallen by more than this,
@@ -85,9 +89,7 @@ def _as_float64(values, name: str) -> np.ndarray:
             raise TypeError(f"{name} must hold real numbers; got a tensor of {values.dtype}.")
         if values.is_meta:
             raise ValueError(f"{name} must hold numbers; got a tensor on the meta device, which has none.")
-        if values.is_quantized:
-            values = values.dequantize()
-        values = values.detach()
+        values = plain(values)
         if str(values.layout) != "torch.strided":
             values = values.to_dense()
         return values.cpu().double().numpy()
@@ -95,6 +97,8 @@ def _as_float64(values, name: str) -> np.ndarray:
         A = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} must be rectangular; its rows have different lengths.") from error
+    if A.dtype.kind == "V" and A.dtype.name.startswith(("bfloat16", "float", "int", "uint")):  # of ml_dtypes
+        A = A.astype(np.float32)
     if A.dtype.kind not in "fiub":
         kind = "complex numbers" if A.dtype.kind == "c" else f"entries of type {A.dtype}"
         raise TypeError(f"{name} must hold real numbers; got {kind}.")
@@ -168,6 +172,7 @@ def fit_power_law(
     bootstrap: int = 0,
     seed: int = 0,
     cutoff: float | str = CUTOFF,
+    rounding: float = ROUNDING,
 ) -> PowerLawFit:
     """Alpha of the tail, by maximum likelihood, with the xmin whose law lies closest to the data.
 
@@ -195,11 +200,13 @@ def fit_power_law(
         and very small weights lose their whole spectrum. ``cutoff="relative"`` leaves out
         x <= x_max (n eps)^2 instead, the usual numerical rank for float32 weights (eps = 2^-23): then alpha
         has no scale at all.
+    rounding: a tail whose eigenvalues differ by no more than this share of them has no slope, only rounding errors, such as that of
+        an orthogonal matrix. WeightWatcher fits exponents of millions there.
 
     Returns
     -------
     `PowerLawFit`. A fit that fails has ``status="failed"``, NaN numbers and a ``reason``: fewer than 10
-    eigenvalues, fewer than two above the cutoff, all of them equal, or too few left to clip.
+    eigenvalues, fewer than two above the cutoff, all of them or of the tail equal, or too few left to clip.
 
     Raises
     ------
@@ -215,9 +222,9 @@ def fit_power_law(
         return _failed(f"{total} eigenvalues; at least {MIN_EIGENVALUES} are needed")
     if x.size < 2:
         return _failed(f"{x.size} of {total} eigenvalues above the cutoff ({cutoff}); at least 2 are needed")
-    fit = _fit(x, fix_fingers)
+    fit = _fit(x, fix_fingers, rounding)
     if bootstrap and fit.status == "ok":
-        interval, kept = _bootstrap_interval(x, fix_fingers, bootstrap, seed)
+        interval, kept = _bootstrap_interval(x, fix_fingers, rounding, bootstrap, seed)
         fit = replace(fit, interval=interval, n_bootstrap=kept)
     return fit
 
@@ -253,7 +260,7 @@ def _failed(reason: str) -> PowerLawFit:
     return PowerLawFit(nan, nan, nan, nan, nan, 0, 0, nan, "failed", reason)
 
 
-def _fit(x: np.ndarray, fix_fingers: str | None) -> PowerLawFit:
+def _fit(x: np.ndarray, fix_fingers: str | None, rounding: float) -> PowerLawFit:
     """The fit of ascending, positive ``x``, at least two of them."""
     log_x = np.log(x / x[-1])  # relative to the largest: scaling W then changes nothing but the last digit
     raw_alpha, start, D = _best_start(log_x)
@@ -266,7 +273,9 @@ def _fit(x: np.ndarray, fix_fingers: str | None) -> PowerLawFit:
         except _TooFewLeft:
             return _failed(f'{x.size} eigenvalues above the cutoff are too few for fix_fingers="clip_xmax"')
     stop = x.size - clipped
-    n_tail = stop - start
+    n_tail = stop - int(np.searchsorted(x, x[start]))  # those equal to xmin are in the tail, wherever it was cut
+    if log_x[stop - 1] - log_x[start] <= rounding:
+        return _failed(f"the {n_tail} eigenvalues of the tail are equal up to rounding, so it has no slope")
     return PowerLawFit(
         alpha=alpha,
         xmin=float(x[start]),
@@ -359,11 +368,11 @@ def _best_start(log_x: np.ndarray) -> tuple[float, int, float]:
     return float(alpha[i]), i, float(D[i])
 
 
-def _bootstrap_interval(x, fix_fingers, resamples: int, seed: int) -> tuple[tuple[float, float], int]:
+def _bootstrap_interval(x, fix_fingers, rounding, resamples: int, seed: int) -> tuple[tuple[float, float], int]:
     rng = np.random.default_rng(seed)
     alphas = []
     for _ in tqdm(range(resamples), desc="bootstrap of alpha", delay=3, leave=False):
-        fit = _fit(np.sort(rng.choice(x, size=x.size)), fix_fingers)
+        fit = _fit(np.sort(rng.choice(x, size=x.size)), fix_fingers, rounding)
         if fit.status == "ok":
             alphas.append(fit.alpha)
     if not alphas:

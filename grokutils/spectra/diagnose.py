@@ -8,22 +8,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from grokutils.spectra.alpha import CUTOFF
+from grokutils.spectra.arrays import NotMeasured
 from grokutils.spectra.harm import harm_of, probes_of
-from grokutils.spectra.layers import find_layers, is_matrix
+from grokutils.spectra.layers import NotALayer, Survey, is_matrix, is_module, survey
 from grokutils.spectra.matrix import Options, diagnose_layer, diagnose_matrix
+from grokutils.spectra.table import not_measured, too_much
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, verdict
 from grokutils.util.columns import DIAGNOSTICS, HARM
 from grokutils.util.progress import tqdm
 
-__all__ = ["diagnose"]
+__all__ = ["MuchNotMeasured", "diagnose"]
+
+
+class MuchNotMeasured(UserWarning):
+    """Over a tenth of a model's parameters are in no row of the table."""
 
 
 def diagnose(
@@ -50,15 +56,18 @@ def diagnose(
     source : what to look at:
 
         - a `torch.nn.Module`, or a mapping of names to arrays such as a ``state_dict``;
-        - the path of a ``.safetensors`` file (pickled checkpoints are refused: reading one can run code);
+        - the path of a file (.safetensors, .pt, .pth, .bin, .ckpt, .npz, .npy, .gguf, .onnx), of an index of shards, or of a
+          model's folder; what cannot be read without running code is refused;
         - a matrix (rows, columns): NumPy array, tensor of any real type, or rows of numbers;
         - an object with a method ``diagnose``, such as a `grokutils.Record`: whatever that says.
 
         Which arrays of a model are layers, and how convolutions and fused projections become matrices, is in
-        `grokutils.spectra.layers.find_layers`.
+        `grokutils.spectra.layers.find_layers`, which `grokutils.spectra.layers.layer_kind` extends.
     shuffles : shuffled copies of each matrix that traps are counted in; 0 leaves traps out and is fast
     seed : of the shuffles: a whole number, or a NumPy Generator or RandomState that they are drawn from
-    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`)
+    method : "bulk", or "weightwatcher" for WeightWatcher's own fit (`grokutils.spectra.traps.count_traps`): equal to it for dense layers,
+        embeddings and 1 x 1 convolutions. Larger convolutions it takes apart, recurrent layers and one-dimensional convolutions it
+        does not look at
     bootstrap : resamples for an interval of alpha
     cutoff : eigenvalues up to this count as zero in the fit; "relative" for models with very small weights
         (`grokutils.spectra.alpha.fit_power_law`)
@@ -78,10 +87,15 @@ def diagnose(
     reason. So does what one measure asks too much of: a matrix with fewer than ten eigenvalues, an empty
     tail, a constant matrix.
 
+    ``attrs["not_measured"]`` lists every other array of the source, with its name, shape, dtype and reason: biases, masks, codes
+    without their scale; and what was applied to a layer that is there (a mask, a gain). ``attrs["parameters"]`` counts those in the
+    rows, ``measured``, and those in none, ``not_measured``. Over a tenth of them in none is a warning, `MuchNotMeasured`, unless
+    `progress` is off.
+
     Raises
     ------
     ValueError, TypeError : a matrix by itself that is not two-dimensional, empty, complex, or not finite; a
-        source without matrices or of another kind; a file that is no safetensors file; an option without meaning;
+        source without matrices or of another kind; a file that cannot be read, or not without running code; an option without meaning;
         `harmful` with a source that cannot be run, such as weights alone, or whose input shape is not known.
     FileNotFoundError : no such file.
     """
@@ -94,26 +108,46 @@ def diagnose(
         _check_runs(source, seed, inputs)
     elif inputs is not None:
         raise ValueError("inputs are for harmful=True, which was not asked for.")
-    layers = find_layers(source)
-    rows = []
-    for layer in tqdm(layers, desc="layers", delay=3, leave=False, disable=not progress):
-        found = diagnose_matrix(source, options) if is_matrix(source) else diagnose_layer(layer, options)
-        word, reason = verdict(found.row, thresholds)
-        names = {"layer": layer.name, "note": layer.note}
-        rows.append(names | found.row | {"verdict": word, "reason": reason})
-    table = pd.DataFrame({name: [row[name] for row in rows] for name in DIAGNOSTICS if name in rows[0]})
+    found = survey(source)
+    rows, layers = [], []
+    for layer in tqdm(found.layers, desc="layers", delay=3, leave=False, disable=not progress):
+        try:
+            made = diagnose_matrix(source, options) if is_matrix(source) else diagnose_layer(layer, options)
+        except NotALayer as why:
+            found.not_measured.append(NotMeasured(layer.name, layer.shape, layer.dtype, str(why)))
+            continue
+        word, reason = verdict(made.row, thresholds)
+        rows.append({"layer": layer.name, "note": layer.note} | made.row | {"verdict": word, "reason": reason})
+        layers.append(layer)
+    found.layers = layers
+    table = pd.DataFrame({name: [row[name] for row in rows] for name in _COLUMNS})
+    account(table, found)
+    if progress and too_much(table):
+        warnings.warn(not_measured(table), MuchNotMeasured, stacklevel=2)
     if not harmful:
         return table
     tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
     return table.assign(**{name: [test[name] for test in tests] for name in HARM})
 
 
+def account(table: pd.DataFrame, found: Survey) -> None:
+    """Say in a table's ``attrs`` what of its source is in no row."""
+    table.attrs["not_measured"] = [entry.as_dict() for entry in found.not_measured]
+    table.attrs["parameters"] = {"measured": found.measured, "not_measured": found.missing}
+    if found.note:
+        table.attrs["note"] = found.note
+
+
+#: The first columns of `DIAGNOSTICS` say where in a run a row stands.
+_COLUMNS = list(DIAGNOSTICS)[list(DIAGNOSTICS).index("layer") :]
+
+
 def _diagnoses_itself(source: Any) -> bool:
-    return not isinstance(source, (torch.nn.Module, Mapping)) and callable(getattr(source, "diagnose", None))
+    return not is_module(source) and not isinstance(source, Mapping) and callable(getattr(source, "diagnose", None))
 
 
 def _check_runs(source: Any, seed: Any, inputs: Any) -> None:
-    if not isinstance(source, torch.nn.Module):
+    if not is_module(source):
         raise ValueError("harmful=True needs a model that can be run, a torch module; weights alone do not say what it does.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise ValueError(f"with harmful=True the seed must be a whole number; got {seed!r}.")

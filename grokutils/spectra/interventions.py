@@ -13,7 +13,6 @@ places from which the entries had been shuffled, and taken off the matrix as it 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 
 from grokutils.spectra.alpha import as_matrix
 from grokutils.spectra.layers import Layer, find_layers
+from grokutils.spectra.modules import copied
 from grokutils.spectra.trap_makers import lone_weight
 from grokutils.spectra.traps import TrapEntry, trap_vectors
 
@@ -315,9 +315,11 @@ def edited(model: torch.nn.Module, *edits: Edit) -> torch.nn.Module:
     ValueError : no such layer; a matrix of another shape; a layer whose weights are computed from others
         (a parametrisation) and cannot be set.
     """
-    other = copy.deepcopy(model)
+    other = copied(model)
     for edit in edits:
         layer = _find(other, edit.layer)
+        if layer.computed:
+            raise ValueError(f"{edit.layer} cannot be edited: its weights are computed from others.")
         weights = layer.read()  # a view of the copy's memory
         if tuple(weights.shape) != edit.after.shape:
             raise ValueError(f"{edit.layer} is {tuple(weights.shape)}, and the edit is of {edit.after.shape}.")

@@ -123,12 +123,11 @@ def bulk_sigma(x: np.ndarray, Q: float) -> float:
 
     Up to a quarter of the eigenvalues may be traps of any size, there is no grid that sigma could run into,
     and Q = 1 is no special case. The median would do too, but varies 2.5 times as much from one shuffle to
-    the next. There is no bulk if half of the eigenvalues are zero to rounding.
+    the next. There is no bulk if half of the eigenvalues are zero.
     """
-    rounding = x.shape[-1] * np.finfo(np.float64).eps
     x = np.sort(x, axis=None)
     n = x.size
-    if not x[n // 2] > x[-1] * rounding:
+    if not x[n // 2] > 0:
         return np.nan
     edges = np.arange(n + 1) / n
     weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0.0, None)

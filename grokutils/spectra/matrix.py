@@ -12,7 +12,17 @@ import scipy.linalg
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from grokutils.spectra import baselines
-from grokutils.spectra.alpha import CUTOFF, alpha_hat, as_matrix, erg_tail, esd, fit_power_law, stable_rank
+from grokutils.spectra.alpha import (
+    CUTOFF,
+    ROUNDING,
+    alpha_hat,
+    as_matrix,
+    erg_tail,
+    esd,
+    fit_power_law,
+    stable_rank,
+)
+from grokutils.spectra.arrays import dtype_name, precision
 from grokutils.spectra.layers import Layer
 from grokutils.spectra.traps import (
     METHODS,
@@ -84,7 +94,7 @@ class MatrixDiagnosis:
     traps: TrapResult | None
 
 
-def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W") -> MatrixDiagnosis:
+def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W", dtype: str = "") -> MatrixDiagnosis:
     """Spectrum, traps and controls of one matrix.
 
     >>> found = diagnose_matrix(np.random.default_rng(0).normal(size=(40, 30)), Options(shuffles=3))
@@ -96,6 +106,7 @@ def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W") -> 
     W : matrix (rows, columns); see `grokutils.spectra.alpha.as_matrix`
     options : what is measured, and how
     name : what messages call the matrix
+    dtype : the type that the numbers were stored in, if not that of W: it says which eigenvalues are equal but for rounding
 
     Returns
     -------
@@ -114,9 +125,10 @@ def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W") -> 
         row = {
             "rows": matrix.shape[0],
             "columns": matrix.shape[1],
-            **_alpha(eigenvalues, options),
+            **_alpha(eigenvalues, options, dtype or (dtype_name(W) if hasattr(W, "dtype") else "")),
             **traps,
             **controls,
+            "zeros": float(np.count_nonzero(matrix == 0) / matrix.size),
             "l2_norm": float(np.sqrt(eigenvalues.sum())),
         }
     return MatrixDiagnosis(row, eigenvalues, found)
@@ -129,7 +141,7 @@ def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis
     try:
         matrix = layer.read()
         shape = tuple(matrix.shape)
-        return diagnose_matrix(matrix, options, name=layer.name)
+        return diagnose_matrix(matrix, options, name=layer.name, dtype=layer.dtype)
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     empty = diagnose_matrix(np.zeros((1, 1)), Options(shuffles=0)).row
@@ -140,29 +152,41 @@ def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis
 
 
 def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
-    """`esd`; of a large matrix in a third of the time, from the product with its transpose.
+    """`esd`, with zeros where rounding is all that is left; of a large matrix in a third of the time, from the product with
+    its transpose.
 
     Products square the rounding errors: all that lies below is lost, and set to zero. So that no fit can
     notice, this way is taken only where that is far under the cutoff.
     """
     if min(matrix.shape) < LARGE:
-        return esd(matrix)
+        return _directly(matrix)
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     with np.errstate(over="ignore", invalid="ignore"):
         product = wide @ wide.T
         if not np.isfinite(product).all():
-            return esd(matrix)  # says how large its entries are
+            return _directly(matrix)  # says how large its entries are
     eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
     rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
     if not isinstance(cutoff, str) and rounding > 0.01 * cutoff:
-        return esd(matrix)
+        return _directly(matrix)
     return np.where(eigenvalues > rounding, eigenvalues, 0.0)
 
 
-def _alpha(eigenvalues: np.ndarray, options: Options) -> dict[str, Any]:
+def _directly(matrix: np.ndarray) -> np.ndarray:
+    eigenvalues = esd(matrix)
+    lost = (8 * np.finfo(np.float64).eps) ** 2 * eigenvalues[-1]  # singular values are off by a few eps of the largest
+    return np.where(eigenvalues > lost, eigenvalues, 0.0)
+
+
+def _alpha(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, Any]:
     cutoff = options.cutoff
-    fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, cutoff=cutoff)
-    clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", cutoff=cutoff)
+    positive = eigenvalues[eigenvalues > 0]
+    rounding = ROUNDING
+    if positive.size and math.log(positive[-1] / positive[0]) <= 2.5 * precision(dtype):
+        rounding = 2.5 * precision(dtype)  # all of them are equal, as far as numbers of this type can be
+    shared = {"cutoff": cutoff, "rounding": max(rounding, ROUNDING)}
+    fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, **shared)
+    clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", **shared)
     low, high = fit.interval or (math.nan, math.nan)
     erg = erg_tail(eigenvalues, fit.xmin)
     return {
@@ -230,8 +254,9 @@ def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
     shares = wide * long
     shares *= short[:, None]
     heaviest = int(np.argmax(shares))
+    std = matrix.std()
     return {
         "trap_ipr": float(max(inverse_participation_ratio(short), inverse_participation_ratio(long))),
         "trap_share": float(shares.flat[heaviest] / size),
-        "trap_z": float((wide[np.unravel_index(heaviest, wide.shape)] - matrix.mean()) / matrix.std()),
+        "trap_z": float((wide[np.unravel_index(heaviest, wide.shape)] - matrix.mean()) / std) if std > 0 else math.nan,
     }

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from grokutils.spectra.diagnose import diagnose
 from grokutils.spectra.layers import find_layers
 from grokutils.spectra.matrix import Options
+from grokutils.spectra.table import json_rows
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds
 from grokutils.util.columns import DIAGNOSTICS
 
@@ -51,8 +53,8 @@ class Monitor:
     every : steps between measurements
     patience : measurements in a row that must agree before it warns
     log : a file that every measurement is appended to at once, a line of JSON per layer
-        (``pandas.read_json(log, lines=True)`` reads it). An existing file is continued; a last line that a
-        crash cut off is removed.
+        (``pandas.read_json(log, lines=True)`` reads it). An existing file is continued, and steps are counted from
+        its last one; a last line that a crash cut off is removed.
     shuffles : of each matrix; a few do, since one measurement follows another
     thresholds : where the verdicts change
     **options : further arguments of `grokutils.diagnose` (``ks_draws`` is 0 here, which leaves the ``ks_``
@@ -62,7 +64,7 @@ class Monitor:
     ----------
     history : DataFrame, the rows of `grokutils.diagnose` with their ``step``, in squared units of the weights
         where that has them
-    taken : steps counted so far
+    taken : steps counted so far, those of a log that is continued among them; may be set
 
     Raises
     ------
@@ -91,11 +93,10 @@ class Monitor:
         find_layers(model)  # says so if there is nothing to watch
         self.model, self.every, self.patience = model, every, patience
         self.options = dict(options, thresholds=thresholds, progress=False)
-        self.taken = 0
+        self._log, self.taken = (None, 0) if log is None else _open_log(Path(log))
         self._frames: list[pd.DataFrame] = []
         self._streak: dict[str, int] = {}
         self._warned: set[str] = set()
-        self._log = None if log is None else _open_log(Path(log))
 
     def step(self) -> pd.DataFrame | None:
         """Count one training step; every `every` of them measure, and return the new rows."""
@@ -142,10 +143,9 @@ class Monitor:
             warnings.warn(message, SpectralWarning, stacklevel=stacklevel)
 
     def _append(self, frame: pd.DataFrame, stacklevel: int) -> None:
-        lines = frame.to_json(orient="records", lines=True, double_precision=15)
         try:
             with open(self._log, "a", encoding="utf-8") as file:
-                file.write(lines if lines.endswith("\n") else lines + "\n")
+                file.writelines(f"{line}\n" for line in json_rows(frame))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -156,15 +156,20 @@ class Monitor:
             self._log = None
 
 
-def _open_log(path: Path) -> Path:
-    """Make sure that lines can be appended, and that the last one is whole."""
+def _open_log(path: Path) -> tuple[Path, int]:
+    """Make sure that lines can be appended and that the last one is whole; and the step that it is of, 0 without one."""
     try:
         with open(path, "a+b") as file:
             file.seek(0)
-            whole = 0
+            whole, last = 0, b""
             for line in file:
-                whole += len(line) if line.endswith(b"\n") else 0
+                if line.endswith(b"\n"):
+                    whole, last = whole + len(line), line
             file.truncate(whole)
     except OSError as error:
         raise ValueError(f"log must name a file that can be written; {path}: {error.strerror}.") from None
-    return path
+    try:
+        step = json.loads(last)["step"]
+    except (ValueError, KeyError, TypeError):  # somebody else's lines, or none
+        step = 0
+    return path, step if isinstance(step, int) and step > 0 else 0

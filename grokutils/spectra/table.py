@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +15,9 @@ WIDTH = 110
 _NAME = 40  # longer names of layers lose their middle
 _REASON = 34  # with less room than this for the last column, reasons go below their rows
 
+# Over this share of the parameters in no row, that is said first.
+_MUCH = 0.1
+
 _LEGEND = {
     "alpha": "exponent of the eigenvalues' power-law tail, +- its standard error; '-' where there is no fit",
     "traps": "eigenvalues beyond the random bulk after the entries were shuffled: mean +- spread over shuffles",
@@ -21,8 +26,11 @@ _LEGEND = {
 
 
 def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
-    """The columns that a reader needs, the reason of each row, and what the words mean."""
+    """The columns that a reader needs, the reason of each row, what the words mean, and what was not measured."""
     rows = frame.to_dict("records")
+    missing = not_measured(frame)
+    if not rows:
+        return "No layer was measured.\n" + missing
     told_apart = [name for name in ("step", "member") if name in frame and frame[name].nunique() > 1]
     cells = {name: [f"{row[name]:,}" for row in rows] for name in told_apart}
     cells |= {
@@ -35,7 +43,7 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     }
     sizes = {name: max(map(len, [name, *column])) for name, column in cells.items()}
     indent = sum(sizes.values()) + 2 * len(sizes)
-    reasons = [row["reason"] + (f" [{row['note']}]" if row["note"] else "") for row in rows]
+    reasons = [shown(row["reason"] + (f" [{row['note']}]" if row["note"] else "")) for row in rows]
     beside = width - indent >= _REASON
     if not beside:
         indent = 4
@@ -49,7 +57,82 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     lines.append("")
     for name, meaning in meanings.items():
         lines += textwrap.wrap(meaning, width, initial_indent=f"{name:<17}", subsequent_indent=" " * 17)
+    if note := frame.attrs.get("note"):
+        lines.append(shown(f"Note: {note}."))
+    if missing:
+        lines = [missing, "", *lines] if too_much(frame) else [*lines, missing]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def too_much(frame: pd.DataFrame) -> bool:
+    """Whether over a tenth of the parameters are in no row."""
+    count = frame.attrs.get("parameters", {"measured": 0, "not_measured": 0})
+    return count["not_measured"] > _MUCH * (count["measured"] + count["not_measured"])
+
+
+def not_measured(frame: pd.DataFrame) -> str:
+    """What `grokutils.diagnose` left out, as one line; empty if that is nothing."""
+    entries = frame.attrs.get("not_measured", [])
+    if not entries:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for entry in entries:
+        what, _, rest = entry["reason"].partition(": ")
+        if what == "applied":
+            what = "applied to a layer above"
+        elif what == "not of the model":
+            pass
+        elif entry["reason"].startswith("the same numbers as"):
+            what = "the same numbers as another"
+        elif rest:
+            what = entry["reason"]
+        groups.setdefault(what, []).append(shown(entry["name"]))
+    said = [f"{reason} ({_few(names)})" for reason, names in groups.items()]
+    more = f"; {len(said) - 6} more reasons" if len(said) > 6 else ""
+    count = frame.attrs["parameters"]
+    total = count["measured"] + count["not_measured"]
+    share = f"{100 * count['not_measured'] / total:.2g} %" if total else "none"
+    return (
+        f"Not measured: {count['not_measured']:,} of {total:,} parameters ({share}), in {len(entries)} arrays: "
+        f"{'; '.join(said[:6])}{more}."
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(_short, names[:2])) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def shown(text: str) -> str:
+    """Text from a file, with what would steer a terminal or break a line written out.
+
+    >>> shown("two\\nlines \\x1b[2J")
+    'two\\\\nlines \\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def as_json(frame: pd.DataFrame) -> str:
+    """Every column as JSON, with all digits: a list of rows, and last, if anything was not measured, an object that says what.
+
+    >>> print(as_json(pd.DataFrame({"layer": ["a"], "alpha": [1 / 3], "traps": [math.nan]})))
+    [
+    {"layer": "a", "alpha": 0.3333333333333333, "traps": null}
+    ]
+    """
+    rows = json_rows(frame)
+    if entries := frame.attrs.get("not_measured"):
+        rows.append(json.dumps({"not_measured": entries, "parameters": frame.attrs["parameters"]}))
+    return "[\n" + ",\n".join(rows) + "\n]"
+
+
+def json_rows(frame: pd.DataFrame) -> list[str]:
+    """A line of JSON for each row; what is no finite number is null."""
+    return [json.dumps({name: _plain(value) for name, value in row.items()}) for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def harm_text(frame: pd.DataFrame) -> str:
@@ -83,6 +166,7 @@ def _spread(value: float, spread: float, digits: int) -> str:
 
 
 def _short(name: str) -> str:
+    name = shown(name)
     if len(name) <= _NAME:
         return name
     half = (_NAME - 3) // 2

@@ -58,6 +58,8 @@ METHODS = ("bulk", "weightwatcher")
 
 #: WeightWatcher pools five shuffles if the shorter side is under a hundred, and counts traps in the pool.
 _POOLED_BELOW, _POOLED = 100, 5
+# Weights, or a mean, this many times the size of the others are taken out of the bulk when it would drown in their rounding.
+_ENORMOUS = 1e5
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +165,7 @@ def find_traps(W, seed=0, shuffles: int = 20, method: str = "bulk") -> TrapResul
         rng = _generator(seed, s)
         pool = [(squared_singular_values if exact else _gram)(_shuffled(A, rng)) for _ in range(replicas)]
         eigenvalues[s] = np.sort(np.concatenate(pool))
-    return count_traps(eigenvalues, A.shape, method)
+    return _counted(*_check_spectra(eigenvalues, A.shape), method)
 
 
 def _check_whole(name: str, value, least: int) -> None:
@@ -179,9 +181,34 @@ def _generator(seed, shuffle: int):
 
 
 def _gram(A: np.ndarray) -> np.ndarray:
-    """Eigenvalues by way of the smaller Gram matrix: twice as fast, and exact to 1e-15 of the largest one."""
+    """Eigenvalues by way of the smaller Gram matrix: twice as fast, and exact to 1e-15 of the largest one.
+
+    Where that is no longer exact for the bulk, because one weight or the mean is enormous, they are the squared singular values; and
+    where those have lost it too, the bulk is that of the weights without what is enormous.
+    """
     G = A @ A.T if A.shape[0] <= A.shape[1] else A.T @ A
-    return np.maximum(np.linalg.eigvalsh(G), 0.0)
+    eigenvalues = np.maximum(np.linalg.eigvalsh(G), 0.0)
+    M = eigenvalues.size
+    rounding = M * np.finfo(np.float64).eps
+    lower, largest = eigenvalues[M // 4], eigenvalues[-1]
+    if not rounding * largest > 1e-3 * lower:
+        return eigenvalues
+    eigenvalues = squared_singular_values(A)
+    if not rounding**2 * largest > 1e-6 * eigenvalues[M // 4]:
+        return _without_rounding(eigenvalues)
+    centre = np.median(A)
+    size = np.median(np.abs(A - centre))
+    apart = np.abs(A - centre) > _ENORMOUS * size
+    k = int(np.count_nonzero(apart)) + int(abs(centre) > _ENORMOUS * size)
+    if not 0 < k < M // 2:
+        return _without_rounding(eigenvalues)
+    rest = squared_singular_values(np.where(apart, 0.0, A - centre))
+    return np.concatenate([rest[: M - k], eigenvalues[M - k :]])
+
+
+def _without_rounding(x: np.ndarray) -> np.ndarray:
+    """Zeros for eigenvalues that are rounding errors of the largest one, as squared singular values have them."""
+    return np.where(x > (x.shape[-1] * np.finfo(np.float64).eps) ** 2 * x.max(axis=-1, keepdims=True), x, 0.0)
 
 
 def count_traps(shuffled_eigenvalues, shape: tuple[int, int], method: str = "bulk") -> TrapResult:
@@ -225,6 +252,10 @@ def count_traps(shuffled_eigenvalues, shape: tuple[int, int], method: str = "bul
     x, N, M = _check_spectra(shuffled_eigenvalues, shape)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    return _counted(x if method == "weightwatcher" else _without_rounding(x), N, M, method)
+
+
+def _counted(x: np.ndarray, N: int, M: int, method: str) -> TrapResult:
     S, n = x.shape
     sigma, low, high, threshold = np.full((4, S), math.nan)
     reason = ""
@@ -233,7 +264,7 @@ def count_traps(shuffled_eigenvalues, shape: tuple[int, int], method: str = "bul
     elif method == "bulk":
         sigma, low, high, threshold = _bulk_edges(x, N / M, M)
         if np.isnan(sigma).any():
-            reason = "no bulk: half of the shuffled eigenvalues are zero"
+            reason = "no bulk: half of the shuffled eigenvalues are zero, or lost in the rounding of the largest"
     else:
         for s in range(S):
             sigma[s], low[s], high[s], threshold[s] = _weightwatcher_edges(x[s], N / M, M)

@@ -30,15 +30,19 @@ class Thresholds:
     carried_from: float = 0.5
     #: and a mean this far from zero, in standard deviations, makes a trap (0.07 in 200 x 784, 0.1 in 200 x 200).
     shifted_from: float = 0.07
+    #: Zeros leave the other weights far out: of Gaussian entries, a fifth kept make traps in 200 x 784.
+    zeros_from: float = 0.5
 
 
 THRESHOLDS = Thresholds()
 
 #: What each verdict means, in the order in which `verdict` decides.
 VERDICTS = {
-    "trapped": "eigenvalues stand out of the random bulk although the entries were shuffled",
+    "trapped": "eigenvalues stand out of the random bulk although the entries were shuffled: a fingerprint to look at, no proof "
+    "of harm",
     "undetermined": "no power law could be fitted, so there is no alpha; the reason says why",
-    "over-correlated": "alpha is below 2: a very heavy tail, said to come with overfitting",
+    "over-correlated": "alpha is below 2: a very heavy tail, said to come with overfitting; a fingerprint to look at, no proof of "
+    "harm",
     "under-trained": "alpha is above 6, or no eigenvalue stands out of the random bulk: close to a random matrix",
     "well-trained": "alpha lies between 2 and 6, some eigenvalues stand out of the random bulk, and none are traps",
 }
@@ -64,7 +68,7 @@ def verdict(row: Mapping[str, Any], thresholds: Thresholds = THRESHOLDS) -> tupl
     low, high = thresholds.over_correlated_below, thresholds.under_trained_above
     number = f"alpha {_rounded(alpha, low, high)}"
     if traps >= thresholds.trapped_from:
-        reason = f"{traps:.1f} traps{_cause(row, traps, thresholds)}"
+        reason = f"{traps:.1f} traps{_cause(row, traps, thresholds)}{_zeros(row, thresholds)}"
         return "trapped", reason + (f"; {number} is below {low:g}" if alpha < low else "")
     if math.isnan(alpha):
         return "undetermined", f"no alpha: {row.get('alpha_reason') or 'the reason was not given'}"
@@ -103,6 +107,11 @@ def _cause(row: Mapping[str, Any], traps: float, thresholds: Thresholds) -> str:
     if not math.isnan(largest := row.get("max_over_std", math.nan)):
         return f"; weights lie up to {largest:.0f} standard deviations from the mean"
     return ""
+
+
+def _zeros(row: Mapping[str, Any], thresholds: Thresholds) -> str:
+    share = row.get("zeros", math.nan)
+    return f"; {100 * share:.0f} % of the weights are exactly zero, which makes traps of the others" if share >= thresholds.zeros_from else ""
 
 
 def _no_traps(row: Mapping[str, Any], traps: float) -> str:

@@ -53,6 +53,7 @@ DIAGNOSTICS = {
     "max_over_std": "largest distance of a weight from the mean, in standard deviations",
     "kurtosis": "kurtosis of the weights (3 for a Gaussian)",
     "mean_over_std": "mean of the weights over their standard deviation",
+    "zeros": "share of the weights that are exactly zero",
     "spectral_norm": "largest singular value",
     "effective_rank": "exp of the entropy of the normalised singular values",
     "l2_norm": "root of the summed squares of the weights",

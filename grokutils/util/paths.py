@@ -8,6 +8,7 @@ runs a notebook from the caller's folder, Jupyter from ``notebooks/``, the book 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from pathlib import Path
 
@@ -143,13 +144,16 @@ def _path(what: str, value: str | os.PathLike) -> Path:
     raise ValueError(f"{what} must name a run, such as 'my-run' or 'runs/my-run'; got {value!r}.")
 
 
+_MOST_NAMED = 8
+
+
 def find_run(name: str | os.PathLike) -> Path:
     """The folder of an existing run: the run of that name in ``runs/``, else in ``results/``, else the folder
     of that name, absolute or seen from the working folder.
 
     Raises
     ------
-    FileNotFoundError : no such record; the message lists those there are.
+    FileNotFoundError : no such record; the message lists those there are, of many those with similar names.
     """
     given = _path("name", name)
     candidates = [Path.cwd() / given]
@@ -166,4 +170,7 @@ def find_run(name: str | os.PathLike) -> Path:
         for found in base.glob("**/config.json")
     )
     there = ", ".join(known) if known else "none yet; make one with `grokutils train`"
+    if len(known) > _MOST_NAMED:
+        near = difflib.get_close_matches(os.fspath(name), known, n=3, cutoff=0.4)
+        there = f"{len(known)}, which `grokutils list` shows" + (f"; of similar names {', '.join(near)}" if near else "")
     raise FileNotFoundError(f"there is no record {os.fspath(name)!r}. Records here: {there}.")
