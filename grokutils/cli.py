@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
+        if arguments.plugin:
+            from grokutils.experiment.registry import load_plugin
+
+            for plugin in arguments.plugin:
+                load_plugin(plugin)
         status = arguments.function(arguments)
         sys.stdout.flush()
         return status
@@ -76,6 +81,9 @@ class _Parser(argparse.ArgumentParser):
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
+            self.add_argument("--plugin", action="append", default=[], metavar="FILE",
+                              help="a Python file or module that registers a model, data, a loss or an optimiser of your "
+                              "own; may be given several times")  # fmt: skip
         return super().parse_known_args(args, namespace)
 
 
