@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["plain_name", "plain_names", "unwrap"]
 
@@ -20,14 +22,15 @@ _WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParalle
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside wrappers.
 
+    >>> import torch
     >>> net = torch.nn.Linear(3, 2)
     >>> unwrap(torch.nn.DataParallel(net)) is net, unwrap(net) is net
     (True, True)
     """
     while True:
-        if isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
+        if (inner := getattr(module, "_orig_mod", None)) is not None:
             module = inner
-        elif type(module).__name__ in _WRAPPERS and isinstance(getattr(module, "module", None), torch.nn.Module):
+        elif type(module).__name__ in _WRAPPERS:
             module = module.module
         else:
             return module
