@@ -148,7 +148,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 def kills(each: int = 9, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> dict[str, Trials]:
     """SIGKILL at random moments until `each` have hit; after each the record is read, and in the end it must hold the
     bits of a run that nobody disturbed."""
-    _CONTEXT.set_forkserver_preload(["benchmarks.reliability"])
+    _CONTEXT.set_forkserver_preload(["grokutils.training.train", "grokutils.records.analysis"])
     rng = np.random.default_rng(seed)
     return {kind: _kills(kind, each, rng) for kind in tqdm(kinds, desc="kills", disable=None)}
 
@@ -395,7 +395,7 @@ def bad_inputs(places: Sequence[str] = ("/", "~", "~root/x", "/dev/null", "/dev/
                 for command in (["list"], [*short, "--out", "x"], ["show", "x"]):
                     _refused(found["roots"], command, root, also_fine=command == ["list"])
         with _environment(GROKUTILS_HOME=place):
-            analyze_record(train(tiny(steps=10, width=8), "x", progress=False), progress=False, **_OPTIONS)
+            analyze_record(train(tiny(steps=10, width=8), "x", progress=False), progress=False)
             (root / "results" / "group").mkdir(parents=True)
             shutil.copytree(root / "runs" / "x", root / "results" / "group" / "y")
             train(tiny(steps=10, width=8, seed=3), "results/another", progress=False)
@@ -489,14 +489,13 @@ ALL: dict[str, Callable[[], Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="*", choices=[*ALL, []], help="these trials only (default: all)")
-    report, failures = _bench.load("reliability"), []
+    failures = []
     for name in parser.parse_args(argv).which or ALL:
         found = ALL[name]()
         if name != "memory":
             failures += [failure for trials in found.values() for failure in trials.failures]
             found = {kind: vars(trials) for kind, trials in found.items()}
-        report[name] = {"machine": _bench.machine(), "found": found}
-        _bench.save("reliability", report)
+        _bench.save("reliability", _bench.load("reliability") | {name: {"machine": _bench.machine(), "found": found}})
     print("\n".join(failures) or "no failures")
     return int(bool(failures))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .records.record import Record, RecordError, load_record
     from .spectra.diagnose import diagnose
     from .spectra.monitor import Monitor
+    from .spectra.scan import scan
     from .training.train import TrainingDiverged, TrainingInterrupted, train
 
 _FROM = {
@@ -30,6 +31,7 @@ _FROM = {
     "TrainingInterrupted": "training.train",
     "diagnose": "spectra.diagnose",
     "load_record": "records.record",
+    "scan": "spectra.scan",
     "train": "training.train",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "TrainingInterrupted",
     "diagnose",
     "load_record",
+    "scan",
     "train",
 ]
 __version__ = "0.1.0"

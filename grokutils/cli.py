@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
             "what in it was not measured. A trap, or an alpha below 2, is a fingerprint to look at and no proof of harm: "
             "networks that generalise have them too. What cannot be read without running code, such as a pickled module, "
             "is refused.")  # fmt: skip
+    command("scan", _scan_arguments, "alpha and traps of every matrix of a large model, experts one by one",
+            "Alpha and traps of every weight matrix of a model of any size, one matrix in memory at a time. With --out every row is "
+            "kept as it is measured, and the same command goes on where it was stopped. What it will take is said first.")  # fmt: skip
     command("list", _list_arguments, "list the records here", "List the records here.")
     command("show", _show_arguments, "show one record", "Show one record.")
     command("publish", _publish_arguments, "copy a run into results/, compactly",
@@ -115,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     command("causes", _causes_arguments, "run the study of causes, or go on with it",
             "Train the same seeds under every condition of the study of causes (notebook 09), analyse them and "
             "keep them compactly: two hours on two cores. Ctrl-C saves first; the same command goes on.")  # fmt: skip
+    command("mechanism", _mechanism_arguments, "follow paths through the valley of zero training loss, or go on with it",
+            "From grokked weights, by optimisers and without one, until the weights have moved far enough (notebook 10): hours. "
+            "Ctrl-C saves first; the same command goes on, and several may share the work.")  # fmt: skip
     command("interventions", _interventions_arguments, "intervene on the kept networks of records",
             "Take the traps of every kept network of a run out, or put some in, against controls (notebook 08); the table "
             "is kept in the run, in reference records as well.")  # fmt: skip
@@ -213,6 +219,29 @@ def _causes(arguments: argparse.Namespace) -> int:
     return int(any(outcome.record is None for outcome in outcomes))
 
 
+def _mechanism_arguments(m: argparse.ArgumentParser) -> None:
+    m.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    m.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds (default: 0 to 19)")
+    m.add_argument("--until", type=float, metavar="X", help="displacement and rotation at which to stop (default 0.8)")
+    m.add_argument("--list", action="store_true", help="only print the conditions")
+    m.add_argument("--quiet", action="store_true", help="no progress bar")
+    m.set_defaults(function=_mechanism)
+
+
+def _mechanism(arguments: argparse.Namespace) -> int:
+    from grokutils.paper import mechanism
+    from grokutils.paper.mechanism.conditions import CONDITIONS, MNIST
+
+    if arguments.list:
+        for path in (*CONDITIONS, *MNIST):
+            print(f"{path.name:<18} {path.says}")
+        return 0
+    given = {name: value for name in ("seeds", "until") if (value := getattr(arguments, name)) is not None}
+    ends = mechanism.run(arguments.only, progress=not arguments.quiet, **given)
+    print("; ".join(f"{count} {end}" for end, count in ends.items()) or "nothing was left to do")
+    return 0
+
+
 # -- diagnose ---------------------------------------------------------------------------------------------
 
 
@@ -293,6 +322,37 @@ def _diagnosed(arguments: argparse.Namespace, **options) -> pd.DataFrame:
         where = {"step": step, "member": member, "seed": network.seed, "weight_decay": network.weight_decay}
         parts.append(frame.assign(**where)[[*DIAGNOSTICS, *(HARM if arguments.harmful else ())]])
     return pd.concat(parts, ignore_index=True)
+
+
+def _scan_arguments(s: argparse.ArgumentParser) -> None:
+    s.add_argument("source", metavar="FOLDER", help="a model's folder, a file of weights or an index of shards")
+    s.add_argument("--out", metavar="FILE.parquet", help="keep the table here, a row a matrix")
+    s.add_argument("--layers", metavar="WHICH", help="only these: numbers of blocks such as 0-3,10, or a pattern of names such as '*.self_attn.*'")
+    s.add_argument("--kinds", metavar="KINDS", help="only these, such as expert,attention")
+    s.add_argument("--sample", default=0, metavar="N", help="experts of each stack to measure, drawn at random (default: all)")
+    s.add_argument("--shuffles", default=1, metavar="N", help="shuffles of each matrix in which traps are counted (default 1; 0: no traps)")
+    s.add_argument("--seed", default=0, metavar="N", help="seed of the shuffles and of the sample (default 0)")
+    s.add_argument("--exact", action="store_true", help="count traps from all eigenvalues; slower, for the same counts")
+    s.add_argument("--jobs", default=1, metavar="N", help="processes, each with a matrix of its own (default 1)")
+    s.add_argument("--dry-run", action="store_true", help="only say what it would take")
+    s.add_argument("--quiet", action="store_true", help="no estimate and no progress bar")
+    s.set_defaults(function=_scan)
+
+
+def _scan(arguments: argparse.Namespace) -> int:
+    from grokutils.spectra.scan import plan, scan
+    from grokutils.spectra.scan_text import summary
+    from grokutils.util.checks import Interval
+
+    path = Path(arguments.source).expanduser()
+    chosen: dict[str, Any] = {"layers": arguments.layers, "kinds": arguments.kinds}
+    for name, least in (("sample", 0), ("shuffles", 0), ("seed", 0), ("jobs", 1)):
+        chosen[name] = Interval(int, least).check(f"--{name}", getattr(arguments, name), text=True)
+    if arguments.dry_run or not arguments.quiet:
+        print(plan(path, **chosen), file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
+    if not arguments.dry_run:
+        print(summary(scan(path, arguments.out, exact=arguments.exact, progress=not arguments.quiet, **chosen)))
+    return 0
 
 
 # -- records --------------------------------------------------------------------------------------------

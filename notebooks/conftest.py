@@ -15,6 +15,7 @@ OVERRIDES = {
     "07_modular_addition.ipynb": "steps = 300",
     "08_harmful_traps.ipynb": "",
     "09_causes.ipynb": "",
+    "10_mechanism.ipynb": "",
     "claims.ipynb": "",
     "explorer.ipynb": "",
 }

@@ -32,9 +32,10 @@ from benchmarks import diagnostics as benchmark
 from grokutils import DataError, Record, RecordError, RunConfig, diagnose, load_record, train
 from grokutils.cli import main
 from grokutils.experiment import data
+from grokutils.records import files as record_files
 from grokutils.records import record as record_module
 from grokutils.records.analysis import NotKept, analyze_record
-from grokutils.records.phases import lead_times
+from grokutils.records.study import study
 from grokutils.spectra.alpha import esd, fit_power_law
 from grokutils.spectra.layers import find_layers
 from grokutils.spectra.matrix import Options, diagnose_matrix
@@ -93,7 +94,7 @@ def test_the_code_in_the_book_runs(page, trained, runs, tmp_path, monkeypatch):
     if page == "howto_monitor":
         assert monitor_rows(names["monitor"].history) == monitor_rows(pd.read_json("alpha.jsonl", lines=True))
     else:
-        assert set(names["leads"].layer) == {"fc1", "fc2", "fc3", "network"}
+        assert set(names["data"].leads.layer) == {"fc1", "fc2", "average", "network"}
 
 
 def monitor_rows(frame: pd.DataFrame) -> list[tuple[int, str]]:
@@ -130,8 +131,7 @@ def test_the_columns_are_those_that_are_documented(record):
     assert list(found.baselines.columns) == list(columns.BASELINES)
     per_layer = [f"{layer}_{name}" for layer in ("fc1", "fc2", "fc3") for name in columns.METRICS_PER_LAYER]
     assert sorted(record.metrics.columns) == sorted([*columns.METRICS, *per_layer])
-    leads = lead_times(record.metrics, found.diagnostics, found.baselines)
-    assert list(leads.columns) == [name for name in columns.LEAD_TIMES if name != "member"]
+    assert list(study(record.folder).leads.columns) == list(columns.LEAD_TIMES)
 
 
 def test_the_page_about_columns_is_made_from_them():
@@ -846,7 +846,7 @@ def test_a_record_keeps_whole_seeds_only(record):
 
 
 def test_a_record_in_use_is_analysed_without_keeping_it(record):
-    with record_module.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
+    with record_files.locked(record.folder), pytest.warns(NotKept, match="is not stored: .*is in use") as said:
         found = analyze_record(record, **FAST)
     assert len(said) == 1 and len(found.diagnostics) == 3 * len(record.steps_saved) and not files(record)
     same(analyze_record(record, **FAST).diagnostics, found.diagnostics)
@@ -902,7 +902,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         analyze_record(load_record(record.folder, until=3), **FAST)
     if before == "other options":
         analyze_record(record, **{**FAST, "seed": 9})
-    write = record_module.write_parquet
+    write = record_files.write_parquet
 
     def crash(path, frame):
         if path.stem == broken:
@@ -910,7 +910,7 @@ def test_a_crash_while_writing_loses_nothing_and_lies_about_nothing(record, monk
         write(path, frame)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(record_module, "write_parquet", crash)
+        patched.setattr(record_files, "write_parquet", crash)
         analyze_record(record, **FAST)
     again = analyze_record(record, **FAST)
     for name in ("diagnostics", "spectra", "baselines"):
@@ -954,6 +954,9 @@ def test_files_of_another_origin_are_not_believed(record, computed):
     analyze_record(record, **FAST)
     path = record.folder / "spectra.parquet"
     pd.DataFrame({"x": [1]}).to_parquet(path)
+    with pytest.raises(RecordError, match="spectra.parquet does not say which run it belongs to"):
+        analyze_record(record, **FAST)
+    path.unlink()
     computed.clear()
     found = analyze_record(record, **FAST)
     assert len(computed) == 3 * len(record.steps_saved) == len(found.diagnostics)
@@ -976,7 +979,8 @@ def test_rows_whose_weights_are_gone_are_kept(record, computed):
 def test_a_diverged_member_is_undetermined(record):
     weights = record.weights(8)
     weights["fc2.weight"][0, 0] = np.nan
-    record_module.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, {})
+    marks = {"identity": record.config.identity, "step": "8"}
+    record_files.write_tensors(record_module.checkpoint_path(record.folder, 8), weights, marks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = analyze_record(record, **FAST)
@@ -1127,7 +1131,7 @@ def test_a_run_by_its_name(trained, runs, capsys):
         (["{folder}/nowhere"], 1, "there is no file "),
         (["{folder}"], 2, "is a folder; name a .safetensors file in it"),
         (["tiny", "--step", "7"], 2, "step 7 of tiny was not saved; the nearest saved one is"),
-        (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0; got -1."),
+        (["tiny", "--shuffles", "-1"], 2, "shuffles must be a whole number of at least 0 and at most 100,000; got -1."),
         (["tiny", "--step", "3", "--all-steps"], 2, "give --step or --all-steps, not both."),
         (["{file}", "--step", "3"], 2, "--step and --all-steps are for runs"),
         (["tiny", "--method", "mp"], 2, "invalid choice"),

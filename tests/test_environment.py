@@ -404,6 +404,16 @@ def test_every_documented_command_is_run():
         assert not missing, f"{path.name} shows {missing}; say in RUN_BY what runs it"
 
 
+def test_the_places_that_contributing_names_exist():
+    """Files and folders, from the root or from the package."""
+    table = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| a ")]
+    assert len(table) >= 10
+    for line in table:
+        places = re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml|yml|ipynb)))`", line)
+        missing = [name for name in places if not (ROOT / name).exists() and not (ROOT / "grokutils" / name).exists()]
+        assert places and not missing, f"{missing} of: {line}"
+
+
 @pytest.mark.parametrize("command", RUN_BY)
 def test_what_is_said_to_run_a_command_exists(command):
     file, text = RUN_BY[command]

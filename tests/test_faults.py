@@ -390,7 +390,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(tmp_path, ru
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
-    states = [runs / "s" / name / "state.safetensors" for name in "ab"]
+    states = [runs / "s" / name / "provenance.json" for name in "ab"]
     until(lambda: all(state.is_file() for state in states) or process.poll() is not None)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2

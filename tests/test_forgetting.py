@@ -85,7 +85,7 @@ def test_a_prototype_is_the_leading_direction_through_the_layers():
         assert abs(image @ expected) == pytest.approx(np.linalg.norm(expected))
         assert np.linalg.norm(image) == pytest.approx(1) and image[np.abs(image).argmax()] > 0
     for depth in (0, 3, True):
-        with pytest.raises(ValueError, match="depth must be between 1 and 2"):
+        with pytest.raises(ValueError, match="depth must be a whole number of at least 1 and at most 2"):
             prototype(weights, depth)
 
 

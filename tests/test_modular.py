@@ -50,5 +50,5 @@ def test_bad_heads_and_shares():
         attention_kernels(np.eye(4), np.eye(4), 3)
     with pytest.raises(ValueError, match="of one shape"):
         attention_kernels(np.eye(4), np.eye(3), 1)
-    with pytest.raises(ValueError, match="share must be greater than 0; got 0"):
+    with pytest.raises(ValueError, match="share must be a number greater than 0; got 0"):
         key_frequencies(np.ones(3), share=0)

@@ -71,7 +71,7 @@ def test_every_hyperparameter_can_be_overridden():
         for node in ast.walk(ast.parse(source(cell)))
         if isinstance(node, ast.Call)
     ]
-    (recipe,) = [call for call in calls if ast.unparse(call.func) == "RunConfig.recipe"]
+    (recipe,) = [call for call in calls if ast.unparse(call.func) == "page.RunConfig.recipe"]
     handed = {keyword.arg: ast.unparse(keyword.value) for keyword in recipe.keywords}
     assert handed == {name: name for name in overrides} | {
         "weight_decay": "wd",

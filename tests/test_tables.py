@@ -17,7 +17,8 @@ from grokutils.paper.baselines import (
     printed_effects,
     printed_leads,
 )
-from grokutils.paper.judge.published import TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_4, TABLE_STEPS, TABLES
+from grokutils.paper.judge import published
+from grokutils.paper.judge.published import TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_4, TABLE_STEPS
 from grokutils.paper.judge.stats import cliffs_delta
 from grokutils.paper.kit.tables import course, interval, printed, readings, said
 from grokutils.paper.traps import output_layer, table_2, table_4, trap_correlates, trapped
@@ -45,7 +46,7 @@ def studies(tmp_path_factory):
 def test_published_numbers_are_what_is_printed():
     assert (TABLE_1["fc1"]["pre-grokking"].mean, TABLE_1["fc1"]["pre-grokking"].spread) == (4.0, 1.3)
     assert TABLE_2[0.0, "fc1"]["anti-grokking"].mean == 6.33 and TABLE_4["ks_p_textbook"]["anti-grokking"].mean == 1.877e-5
-    for table in TABLES:
+    for table in [value for value in vars(published).values() if isinstance(value, published.Table)]:
         assert table.source and table.caveat.endswith(".") and len(table)
         for row in table.values():
             assert set(row) <= set(PHASES)

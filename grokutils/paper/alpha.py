@@ -143,10 +143,12 @@ def alpha_jumps(data: Study) -> pd.DataFrame:
 
 def printed_jumps(*studies: Study) -> pd.DataFrame:
     """`alpha_jumps` of several studies as a reader sees them."""
-    jumps = pd.concat({data.place: alpha_jumps(data) for data in studies})
-    return pd.DataFrame({
-        "seed": jumps.seed, "steps": [f"{a:,} to {b:,}" for a, b in zip(jumps.step_before, jumps.step, strict=True)],
-        "α": [f"{a:.2f} to {b:.2f}" for a, b in zip(jumps.alpha_before, jumps.alpha, strict=True)],
-        "eigenvalues in the tail": [f"{a} to {b}" for a, b in zip(jumps.tail_before, jumps["tail"], strict=True)],
-        "eigenvalues moved by": [f"{x:.2%}" for x in jumps.moved],
-    }).set_index([jumps.index.get_level_values(0), jumps.layer]).rename_axis([None, None])  # fmt: skip
+    rows = {
+        (data.place, jump["layer"]): {
+            "seed": jump["seed"], "steps": f"{jump['step_before']:,} to {jump['step']:,}",
+            "α": f"{jump['alpha_before']:.2f} to {jump['alpha']:.2f}",
+            "eigenvalues in the tail": f"{jump['tail_before']} to {jump['tail']}", "eigenvalues moved by": f"{jump['moved']:.2%}",
+        }
+        for data in studies for jump in alpha_jumps(data).to_dict("records")
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")

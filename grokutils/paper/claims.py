@@ -683,12 +683,10 @@ def write(judged: Judged, file: str | os.PathLike | None = None) -> Path:
 
 def table(judged: Judged) -> str:
     """The verdicts as text."""
-    scales = list(judged.results)
     lines = []
     for claim in judged.claims:
-        found = {scale: own for scale in scales if (own := judged.results[scale].get(claim.id))}
         lines.append(f"{claim.title} [{claim.id}]")
-        for scale, own in found.items():
+        for scale, own in judged.of(claim).items():
             why = f" ({'; '.join(own.reasons)})" if own.reasons else ""
             lines.append(f"    {scale + ':':<12}{own.verdict}{why}")
     return "\n".join(lines)

@@ -43,6 +43,7 @@ def diagnose(
     bootstrap: int = 0,
     cutoff: float | str = CUTOFF,
     ks_draws: int = 400,
+    exact: bool = False,
     thresholds: Thresholds = THRESHOLDS,
     progress: bool = True,
     harmful: bool = False,
@@ -75,6 +76,8 @@ def diagnose(
     cutoff : eigenvalues up to this count as zero in the fit; "relative" for models with very small weights
         (`grokutils.spectra.alpha.fit_power_law`)
     ks_draws : random matrices behind ``ks_p``; 0 leaves the ``ks_`` columns out
+    exact : count traps from all eigenvalues of every shuffle in matrices of any size. Otherwise, where both sides are at least
+        2,048 and ``method`` is "bulk", the same numbers come without them (`grokutils.spectra.counting`), from other shuffles
     thresholds : where the verdicts change
     progress : show a progress bar, if it takes more than a few seconds
     harmful : of a module that can be run, also take the largest trap of each layer out and see how far the outputs
@@ -104,7 +107,7 @@ def diagnose(
         `harmful` with a source that cannot be run, such as weights alone, or whose input shape is not known.
     FileNotFoundError : no such file.
     """
-    options = Options(shuffles, seed, method, bootstrap, cutoff, ks_draws)
+    options = Options(shuffles, seed, method, bootstrap, cutoff, ks_draws, exact)
     if _diagnoses_itself(source):
         aside = {"harmful": harmful, "inputs": inputs}
         given = {name: value for name, value in aside.items() if value is not False and value is not None}

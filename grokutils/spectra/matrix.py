@@ -18,11 +18,11 @@ from grokutils.spectra.alpha import (
     alpha_hat,
     as_matrix,
     erg_tail,
-    esd,
     fit_power_law,
     stable_rank,
 )
 from grokutils.spectra.arrays import dtype_name, precision
+from grokutils.spectra.counting import count_without_spectra, gram_spectrum, random_placement
 from grokutils.spectra.layers import Layer
 from grokutils.spectra.traps import (
     METHODS,
@@ -54,6 +54,7 @@ class Options:
     bootstrap: int = 0
     cutoff: float | str = CUTOFF
     ks_draws: int = 400
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shuffles", "bootstrap", "ks_draws"):
@@ -90,7 +91,7 @@ class MatrixDiagnosis:
     row: dict[str, Any]
     #: Eigenvalues of W^T W, ascending.
     eigenvalues: np.ndarray
-    #: What was found in its shuffles; None if none were made.
+    #: What was found in its shuffles; None if none were made, or traps were counted without their spectra.
     traps: TrapResult | None
 
 
@@ -119,13 +120,13 @@ def diagnose_matrix(W: Any, options: Options = DEFAULTS, *, name: str = "W", dty
     """
     matrix = as_matrix(W, name)
     with threads_for(matrix.shape):
-        eigenvalues = _eigenvalues(matrix, options.cutoff)
+        eigenvalues = gram_spectrum(matrix, options.cutoff, LARGE)
         found, traps = _traps(matrix, eigenvalues, options)
         controls = baselines.weight_controls(matrix, np.sqrt(eigenvalues))
         row = {
             "rows": matrix.shape[0],
             "columns": matrix.shape[1],
-            **_alpha(eigenvalues, options, dtype or (dtype_name(W) if hasattr(W, "dtype") else "")),
+            **alpha_columns(eigenvalues, options, dtype or (dtype_name(W) if hasattr(W, "dtype") else "")),
             **traps,
             **controls,
             "zeros": float(np.count_nonzero(matrix == 0) / matrix.size),
@@ -151,40 +152,13 @@ def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis
     return MatrixDiagnosis(row, np.empty(0), None)
 
 
-def _eigenvalues(matrix: np.ndarray, cutoff: float | str) -> np.ndarray:
-    """`esd`, with zeros where rounding is all that is left; of a large matrix in a third of the time, from the product with
-    its transpose.
-
-    Products square the rounding errors: all that lies below is lost, and set to zero. So that no fit can
-    notice, this way is taken only where that is far under the cutoff.
-    """
-    if min(matrix.shape) < LARGE:
-        return _directly(matrix)
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    with np.errstate(over="ignore", invalid="ignore"):
-        product = wide @ wide.T
-        if not np.isfinite(product).all():
-            return _directly(matrix)  # says how large its entries are
-    eigenvalues = scipy.linalg.eigvalsh(product, driver="ev", overwrite_a=True, check_finite=False)
-    rounding = eigenvalues.size * np.finfo(np.float64).eps * eigenvalues[-1]
-    if not isinstance(cutoff, str) and rounding > 0.01 * cutoff:
-        return _directly(matrix)
-    return np.where(eigenvalues > rounding, eigenvalues, 0.0)
-
-
-def _directly(matrix: np.ndarray) -> np.ndarray:
-    eigenvalues = esd(matrix)
-    lost = (8 * np.finfo(np.float64).eps) ** 2 * eigenvalues[-1]  # singular values are off by a few eps of the largest
-    return np.where(eigenvalues > lost, eigenvalues, 0.0)
-
-
-def _alpha(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, Any]:
+def alpha_columns(eigenvalues: np.ndarray, options: Options, dtype: str) -> dict[str, Any]:
     cutoff = options.cutoff
     positive = eigenvalues[eigenvalues > 0]
     rounding = ROUNDING
     if positive.size and math.log(positive[-1] / positive[0]) <= 2.5 * precision(dtype):
         rounding = 2.5 * precision(dtype)  # all of them are equal, as far as numbers of this type can be
-    shared = {"cutoff": cutoff, "rounding": max(rounding, ROUNDING)}
+    shared: dict[str, Any] = {"cutoff": cutoff, "rounding": max(rounding, ROUNDING)}
     fit = fit_power_law(eigenvalues, bootstrap=options.bootstrap, seed=options.whole_seed, **shared)
     clipped = fit_power_law(eigenvalues, fix_fingers="clip_xmax", **shared)
     low, high = fit.interval or (math.nan, math.nan)
@@ -216,6 +190,8 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
     row |= {"spikes": own.mean, "spikes_sigma_mp": float(own.sigma_mp[0])}
     if not options.shuffles:
         return None, row | {"traps_reason": "shuffles=0"}
+    if _countable(matrix, options):
+        return None, row | _without_spectra(matrix, options)
     before = copy.deepcopy(options.seed)  # to make the first shuffle once more
     found = find_traps(matrix, options.seed, options.shuffles, options.method)
     row["traps_reason"] = found.reason
@@ -228,7 +204,8 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
         "trap_strength": float(np.nanmean(found.eigenvalues[:, -1] / found.threshold)),
     }
     if found.counts[0] > 0:
-        row |= _largest_trap(matrix, before)
+        generator = np.random.default_rng([int(before), 0]) if isinstance(before, (int, np.integer)) else before
+        row |= _largest_trap(matrix, shuffle_matrix(matrix, generator))
     if options.ks_draws and min(matrix.shape) <= _LARGEST_NULL:
         ks = mp_ks(found.eigenvalues[:1], matrix.shape, draws=options.ks_draws)
         row |= {
@@ -237,10 +214,25 @@ def _traps(matrix: np.ndarray, eigenvalues: np.ndarray, options: Options) -> tup
     return found, row
 
 
-def _largest_trap(matrix: np.ndarray, seed: Any) -> dict[str, float]:
+def _countable(matrix: np.ndarray, options: Options) -> bool:
+    """Whether traps are counted without the spectra of the shuffles: of large matrices, unless something asks for those."""
+    whole = isinstance(options.seed, (int, np.integer))
+    return min(matrix.shape) >= LARGE and options.method == "bulk" and whole and not options.exact
+
+
+def _without_spectra(matrix: np.ndarray, options: Options) -> dict[str, Any]:
+    found = count_without_spectra(matrix, options.seed, options.shuffles)
+    row: dict[str, Any] = {"traps_reason": found.reason}
+    if found.status == "ok":
+        row |= {"traps": found.mean, "traps_std": found.std, "sigma_mp": found.sigma_mp}
+        row["trap_strength"] = float(np.nanmean(found.strength))
+    if found.counts[0] > 0:
+        row |= _largest_trap(matrix, random_placement(matrix, [int(options.seed), 0]))
+    return row
+
+
+def _largest_trap(matrix: np.ndarray, shuffled: np.ndarray) -> dict[str, float]:
     """How localised the first shuffle's largest trap is: what `trap_vectors` says of it, without the places."""
-    generator = np.random.default_rng([int(seed), 0]) if isinstance(seed, (int, np.integer)) else seed
-    shuffled = shuffle_matrix(matrix, generator)
     wide = shuffled if matrix.shape[0] <= matrix.shape[1] else shuffled.T
     M = wide.shape[0]
     if M < LARGE:

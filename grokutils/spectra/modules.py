@@ -28,14 +28,22 @@ _KINDS = (
     ((torch.nn.RNNBase, torch.nn.modules.rnn.RNNCellBase), "matrix"),
     ((torch.nn.Bilinear,), "stack"),
 )
+
+
+def _descendants(base: Any) -> Iterator[Any]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _descendants(child)
+
+
 # Scripted and traced modules are of one class, and only know what they were called.
 _CALLED = {
-    name: kind
-    for kinds, kind in _KINDS
-    for base in kinds
-    for name in (base.__name__, *(c.__name__ for c in base.__subclasses__()), *(
-        c.__name__ for b in base.__subclasses__() for c in b.__subclasses__()))
-}  # fmt: skip
+    known.__name__: kind
+    for bases, kind in _KINDS
+    for base in bases
+    for known in _descendants(base)
+    if known.__module__.startswith("torch.nn")
+}
 # What an exported graph does with a parameter: the operator's name, the place of the argument.
 _OPERATORS = (("conv", 1, "convolution"), ("embedding", 0, "matrix"), ("linear", 1, "matrix"),
               ("layer_norm", 2, "norm"), ("batch_norm", 1, "norm"), ("group_norm", 2, "norm"))  # fmt: skip
@@ -46,9 +54,11 @@ _HEADS = {
 }
 
 
-def from_module(module: torch.nn.Module) -> Contents:
+def from_module(source: Any) -> Contents:
+    """The arrays of a module, or of the module in an exported program."""
+    module: torch.nn.Module = source
     if hasattr(module, "graph_signature") and callable(getattr(module, "module", None)):
-        module = module.module()  # torch.export's program, which holds one
+        module = source.module()  # torch.export's program, which holds one
     kinds, owners = _kinds(module)
     acting, taken = _computed(module)
     arrays: list[Array] = []

@@ -153,8 +153,8 @@ def _reader(path: Path) -> Callable[[Path], Contents]:
     with open(path, "rb") as file:
         start = file.read(16)
     if path.suffix == ".safetensors":
-        archive = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
-        if archive and len(start) > 8 and struct.unpack("<Q", start[:8])[0] > _LARGEST_HEADER:
+        packed = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+        if packed and len(start) > 8 and struct.unpack("<Q", start[:8])[0] > _LARGEST_HEADER:
             raise _code(path, "an archive or a pickle under the name of one")
         return _from_safetensors
     if start.startswith(b"GGUF"):
@@ -250,7 +250,7 @@ class _File:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(start)
-                view, done = memoryview(out), 0
+                view, done = out.data, 0
                 while done < size and (got := file.readinto(view[done : done + 2**30])):
                     done += got
         except OSError as error:

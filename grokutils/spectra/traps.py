@@ -163,7 +163,7 @@ def find_traps(W, seed=0, shuffles: int = 20, method: str = "bulk") -> TrapResul
     eigenvalues = np.empty((shuffles, replicas * M))
     for s in tqdm(range(shuffles), desc=f"shuffles of {N} x {M}", delay=3, leave=False):
         rng = _generator(seed, s)
-        pool = [(squared_singular_values if exact else _gram)(_shuffled(A, rng)) for _ in range(replicas)]
+        pool = [(squared_singular_values if exact else gram_eigenvalues)(_shuffled(A, rng)) for _ in range(replicas)]
         eigenvalues[s] = np.sort(np.concatenate(pool))
     return _counted(*_check_spectra(eigenvalues, A.shape), method)
 
@@ -180,7 +180,7 @@ def _generator(seed, shuffle: int):
     return np.random.default_rng([int(seed), shuffle])
 
 
-def _gram(A: np.ndarray) -> np.ndarray:
+def gram_eigenvalues(A: np.ndarray) -> np.ndarray:
     """Eigenvalues by way of the smaller Gram matrix: twice as fast, and exact to 1e-15 of the largest one.
 
     Where that is no longer exact for the bulk, because one weight or the mean is enormous, they are the squared singular values; and
@@ -317,6 +317,12 @@ def _margin(edge: float, Q: float, M: int) -> float:
     return np.sqrt(1 / np.sqrt(Q) * np.power(edge, 2 / 3) * np.power(M, -2 / 3))
 
 
+def bulk_threshold(Q: float, M: int) -> float:
+    """What a trap exceeds by ``method="bulk"``, for a bulk with sigma 1."""
+    high = mp_support(Q)[1]
+    return float(high + _margin(high, Q, M))
+
+
 def _bulk_edges(x: np.ndarray, Q: float, M: int):
     """sigma_mp, edges and threshold of every row, from one sigma for all."""
     unit = x.mean(axis=1)
@@ -325,7 +331,7 @@ def _bulk_edges(x: np.ndarray, Q: float, M: int):
     sigma = bulk_sigma(x / unit[:, None], Q)
     low, high = mp_support(Q)
     scale = sigma**2 * unit
-    return np.full(len(x), sigma), scale * low, scale * high, scale * (high + _margin(high, Q, M))
+    return np.full(len(x), sigma), scale * low, scale * high, scale * bulk_threshold(Q, M)
 
 
 def _weightwatcher_edges(x: np.ndarray, Q: float, M: int):
@@ -480,7 +486,7 @@ def trap_vectors(
         permutation = _permutation(A.size, _generator(seed, shuffle))
         B = A.reshape(-1)[permutation].reshape(A.shape)
     if k is None:
-        spectrum = _gram(B)
+        spectrum = gram_eigenvalues(B)
         if threshold is None:
             threshold = float(count_traps(spectrum, A.shape).threshold[0])
         k = int(np.count_nonzero(spectrum > threshold))

@@ -75,14 +75,19 @@ def acting(arrays: list[Array], config: Mapping[str, Any] | None = None) -> tupl
     return list(pool.values()), pool.aside
 
 
-def _made(of: Array, name: str, shape: tuple[int, ...], whole: Callable[[], np.ndarray], note: str = "", **more) -> Array:
+def _made(
+    of: Array, name: str, shape: tuple[int, ...], whole: Callable[..., np.ndarray], note: str = "", **more: Any
+) -> Array:
+    """A weight in the place of an array; ``read`` in more takes an index, ``whole`` does not."""
+
     def read(at: tuple[int, ...] = ()) -> np.ndarray:
         return whole()[at] if at else whole()
 
-    more = {"dtype": of.dtype if is_number(of.dtype) else "float32", "parameters": None, "computed": True, "memory": None} | more
-    kind = more.pop("kind", of.kind if of.kind != "buffer" else "")
-    notes = "; ".join(filter(None, (of.note, note)))
-    return replace(of, name=name, shape=shape, read=more.pop("read", read), note=notes, kind=kind, **more)
+    known: dict[str, Any] = {
+        "dtype": of.dtype if is_number(of.dtype) else "float32", "kind": "" if of.kind == "buffer" else of.kind,
+        "parameters": None, "computed": True, "memory": None, "read": read,
+    }  # fmt: skip
+    return replace(of, name=name, shape=shape, note="; ".join(filter(None, (of.note, note))), **(known | more))
 
 
 def _get(array: Array, at: tuple[int, ...] = ()) -> np.ndarray:

@@ -120,10 +120,10 @@ BASELINES = {
     "l2_norm": METRICS["l2_norm"],
 }
 
-#: Of `grokutils.records.phases.lead_times`.
+#: Of `grokutils.records.signals.lead_times`.
 LEAD_TIMES = {
     "member": _WHERE["member"],
-    "layer": "name of the layer, or `network` for a signal of all layers together",
+    "layer": "name of the layer, `average` for the mean alpha of all, or `network` for a signal of all layers together",
     "signal": "what went off",
     "onset": "step at which it did",
     "fall": "step from which the test accuracy was 5 points below its best, for good",
@@ -196,7 +196,7 @@ def stored(table: str) -> list[str]:
 
 
 _INTRODUCTION = """\
-<!-- Made from grokutils/columns.py, which says how; edit that. -->
+<!-- Made from grokutils/util/columns.py, which says how; edit that. -->
 # What every column means
 
 Eigenvalues are those of $W^\\top W$ (squared singular values), neither centred nor divided by anything. Numbers that
@@ -230,7 +230,7 @@ def page() -> str:
         "`regrowth.parquet`": (
             "A row per fork, saved step, member and hidden layer: `grokutils.paper.harmful_traps.regrowth.regrowth_of`.", REGROWTH,
         ),
-        "`lead_times`": ("A row per layer and signal of `grokutils.records.phases.lead_times(...)`.", LEAD_TIMES),
+        "`lead_times`": ("A row per layer and signal of `Study.leads` (`grokutils.records.signals.lead_times`).", LEAD_TIMES),
     }  # fmt: skip
     text = _INTRODUCTION
     for title, (about, columns) in parts.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.training.hooks import CenterRows, ClipWeights, FreeOnly, HoldNorm, ScaleSteps
 from grokutils.training.sweep import Condition, Fork, Outcome, sweep
+from grokutils.util.checks import Interval
 
 __all__ = ["CONTROL", "SCALES", "TOPICS", "Cause", "Plan", "Scale", "conditions", "plan", "run"]
 
@@ -155,8 +156,7 @@ def plan(scale: str = "full", seeds: int | None = None) -> Plan:
     """
     size, table = _scale(scale), conditions(scale)
     count = size.seeds if seeds is None else seeds
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"seeds must be a whole number of at least 1; got {count!r}.")
+    count = Interval(int, 1).check("seeds", count, error=ConfigError)
     out = size.out if count == size.seeds else f"runs/causes-{scale}-{count}"
     base = RunConfig.recipe("express", steps=size.steps, weight_decay=0.0)
     return Plan(table, base, range(count), out, Fork(_GROKKED, _GROKKED_STEP, size.forked_steps))

@@ -52,8 +52,9 @@ def harm_scatter(data: Study, frame: pd.DataFrame) -> Figure:
     for axes, operation in zip(panels, REMOVALS, strict=True):
         own = frame[(frame.operation == operation) & (frame.layer != ALL) & (frame.js > 0) & (frame.control != "places")]
         own = own.assign(kind=("trap of " + own.layer).where(own.control == "", "random direction, same norm"))
-        sns.scatterplot(own, x="js", y="test_change", hue="kind", hue_order=list(colors), palette=colors, s=12, linewidth=0,
-                        legend=axes is panels[0], ax=axes)  # fmt: skip
+        for kind, color in colors.items():
+            some = own[own.kind == kind]
+            axes.plot(some.js, some.test_change, ".", color=color, ms=4.5, label=kind)
         axes.axhline(0, color="0.35", lw=0.8)
         threshold = harm_rates(frame, "matters", operation).threshold
         if np.isfinite(threshold):

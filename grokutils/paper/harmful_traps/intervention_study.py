@@ -11,7 +11,7 @@ makes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +40,7 @@ from grokutils.util.blas import one_torch_thread
 from grokutils.util.columns import INTERVENTIONS
 from grokutils.util.progress import tqdm
 
-__all__ = ["ALL", "REMOVALS", "STRENGTHS", "change_interval", "interventions_of"]
+__all__ = ["ALL", "REMOVALS", "STRENGTHS", "best_steps", "change_interval", "hidden_layers", "interventions_of"]
 
 #: Operations that take a trap out, and what `grokutils.spectra.interventions.remove_trap` calls what comes in its place.
 REMOVALS = {"replaced by noise": "matched", "taken out": "nothing"}
@@ -93,7 +93,7 @@ def interventions_of(
     if not compute:
         return frame[frame.step <= source.step].reset_index(drop=True) if len(frame) else frame
     todo = [where for where in _networks(source) if where not in done]
-    best = _best_steps(source)
+    best = best_steps(source)
     rows: list[dict] = []
     with one_torch_thread():
         for step, member in tqdm(todo, desc=f"interventions on {source.name}", disable=not progress or not todo):
@@ -123,12 +123,17 @@ def _networks(source: Record) -> list[tuple[int, int]]:
     wanted = np.geomspace(steps[0], steps[-1], _MOST_STEPS)
     near = {int(steps[np.argmin(np.abs(np.log(steps / want)))]) for want in wanted}
     chosen = steps.tolist() if len(steps) <= _MOST_STEPS else near
-    best = _best_steps(source)
+    best = best_steps(source)
     members = range(len(source.config.networks))
     return [(step, m) for m in members for step in sorted({*chosen, best.get(m, steps[-1])})]
 
 
-def _best_steps(source: Record) -> dict[int, int]:
+def hidden_layers(weights: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of all layers but the last."""
+    return [name.removesuffix(".weight") for name in weights if name.endswith(".weight")][:-1]
+
+
+def best_steps(source: Record) -> dict[int, int]:
     """Of each member, the kept step where the test accuracy was best."""
     metrics = source.metrics
     metrics = metrics[metrics.step.isin(source.steps_saved) & (metrics.step > 0) & metrics.test_accuracy.notna()]

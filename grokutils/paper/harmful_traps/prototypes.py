@@ -20,6 +20,7 @@ import scipy.linalg
 from grokutils.experiment import data as data_sets
 from grokutils.records.study import Study
 from grokutils.util.blas import threads_for
+from grokutils.util.checks import Interval
 
 __all__ = ["NAMES", "prototype", "prototype_matches", "similarity"]
 
@@ -43,8 +44,7 @@ def prototype(weights: Mapping[str, np.ndarray], depth: int) -> np.ndarray:
     ValueError : no such depth.
     """
     matrices = _matrices(weights)
-    if isinstance(depth, bool) or depth not in range(1, len(matrices) + 1):
-        raise ValueError(f"depth must be between 1 and {len(matrices)}; got {depth!r}.")
+    depth = Interval(int, 1, len(matrices)).check("depth", depth)
     gram = matrices[depth - 1].T @ matrices[depth - 1]
     n = len(gram)
     leading = scipy.linalg.eigh(gram, subset_by_index=(n - 1, n - 1))[1][:, 0]

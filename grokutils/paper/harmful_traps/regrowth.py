@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from grokutils.experiment.traits import model_traits
+from grokutils.paper.harmful_traps.intervention_study import best_steps, hidden_layers
 from grokutils.records import files
 from grokutils.records.record import Record
 from grokutils.spectra.interventions import control, edited_weights, layer_matrix, remove_trap, traps_in
@@ -86,7 +87,7 @@ def make_regrowth(source: Record, steps: int = 10_000, members: int = 6, progres
     if source.config.members is not None:
         config = config.replace(members=networks)
     frames = []
-    for start, where in zip(STARTS, (_best(source, chosen), [source.steps_saved[-1]] * len(networks)), strict=True):
+    for start, where in zip(STARTS, ([best_steps(source)[m] for m in chosen], [source.steps_saved[-1]] * len(networks)), strict=True):
         for arm in ARMS:
             fork = train(
                 config, f"regrowth-{source.name}-{start}-{arm.replace(' ', '-')}", threads=1, progress=progress,
@@ -100,13 +101,6 @@ def make_regrowth(source: Record, steps: int = 10_000, members: int = 6, progres
     return frame
 
 
-def _best(source: Record, members) -> list[int]:
-    """Of each member, the kept step where the test accuracy was best."""
-    metrics = source.metrics[source.metrics.step.isin(source.steps_saved) & (source.metrics.step > 0)]
-    best = metrics.loc[metrics.groupby("member").test_accuracy.idxmax()].set_index("member").step
-    return [int(best[member]) for member in members]
-
-
 def _edit(arm: str) -> Callable[[Weights], Weights] | None:
     """What an arm does to the weights of one network after the other."""
     if arm == ARMS[0]:
@@ -115,7 +109,7 @@ def _edit(arm: str) -> Callable[[Weights], Weights] | None:
 
     def edit(weights: Weights) -> Weights:
         seed, edits = next(numbers), []
-        for layer in [name.removesuffix(".weight") for name in weights if name.endswith(".weight")][:-1]:
+        for layer in hidden_layers(weights):
             W = layer_matrix(weights, layer)
             if traps := traps_in(W, layer):
                 removed = remove_trap(W, traps[0], replace="nothing")
@@ -131,7 +125,7 @@ def _measured(fork: Record) -> pd.DataFrame:
         for step in fork.steps_saved:
             for member in range(len(fork.config.networks)):
                 weights = fork.weights(step, member)
-                for layer in [name.removesuffix(".weight") for name in weights if name.endswith(".weight")][:-1]:
+                for layer in hidden_layers(weights):
                     W = layer_matrix(weights, layer)
                     found = find_traps(W, shuffles=_SHUFFLES)
                     largest = found.eigenvalues.max(axis=1) / found.threshold

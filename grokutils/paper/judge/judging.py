@@ -142,6 +142,15 @@ class Claim:
     #: It says "always", "only" or "none", so that one part that fails refutes it.
     exclusive: bool = False
 
+    @property
+    def judged(self) -> list[int]:
+        """Places of the parts that decide the verdict; the others (`shown`) are there for comparison."""
+        return [i for i, part in enumerate(self.parts) if part.range]
+
+    @property
+    def shown(self) -> list[int]:
+        return [i for i, part in enumerate(self.parts) if not part.range]
+
 
 @dataclass(frozen=True)
 class PartJudged:
@@ -182,6 +191,10 @@ class Judged:
         found = self.results[scale].get(claim)
         return found and found.verdict
 
+    def of(self, claim: Claim) -> dict[str, ClaimJudged]:
+        """What became of a claim, by the scales that it speaks of."""
+        return {scale: own for scale, found in self.results.items() if (own := found.get(claim.id))}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
@@ -197,8 +210,7 @@ class Judged:
         }
         results = {
             scale: {"verdict": own.verdict, "parts": [_plain_part(p) for p in own.parts]}
-            for scale, found in self.results.items()
-            if (own := found.get(claim.id))
+            for scale, own in self.of(claim).items()
         }
         return plain | {"needs": list(claim.needs), "results": results}
 

@@ -17,23 +17,9 @@ from dataclasses import dataclass
 from grokutils.records.phases import PHASES
 
 __all__ = [
-    "FIGURE_1",
-    "LARGEST_WEIGHTS",
-    "L2_NORM",
-    "MODULAR_ACCURACY",
-    "MODULAR_MATRICES",
-    "MODULAR_TABLE",
-    "MODULAR_TRAPS",
-    "TABLES",
-    "TABLE_STEPS",
-    "TABLE_1",
-    "TABLE_1_ARXIV",
-    "TABLE_2",
-    "TABLE_2_LATER",
-    "TABLE_4",
-    "Number",
-    "Table",
-]
+    "FIGURE_1", "L2_NORM", "MODULAR_ACCURACY", "MODULAR_MATRICES", "MODULAR_TABLE", "MODULAR_TRAPS", "TABLE_1", "TABLE_1_ARXIV",
+    "TABLE_2", "TABLE_2_LATER", "TABLE_4", "TABLE_STEPS", "Number", "Table",
+]  # fmt: skip
 
 #: The steps of the MNIST experiment at which every table is read.
 TABLE_STEPS = dict(zip(PHASES, (1e5, 1e6, 1e7), strict=True))
@@ -170,15 +156,6 @@ L2_NORM = {
     "final": 420.0,
 }
 
-#: Largest single weights at the collapse.
-LARGEST_WEIGHTS = {
-    "source": "P2 and P3, MNIST at weight decay 0 after the collapse",
-    "caveat": "One run.",
-    "fc1": (-14.8, 5.7),
-    "fc2": (-4.7,),
-    "fc3": (2.6,),
-}
-
 _MODULAR = "P2 (Appendix H) and P3 (Appendix A.3): one transformer layer on modular addition, p = 113"
 _MODULAR_CAVEAT = (
     "Optimiser, weight decay, training fraction and steps are not stated; the spread is over sampled checkpoints of a phase."
@@ -196,30 +173,19 @@ MODULAR_TABLE = Table(
     f"{_MODULAR}: alpha",
     _MODULAR_CAVEAT + " Here alpha rises at the collapse; in the MLP it falls.",
     {
-        "embed": _row("2.81", "1.92", "3.57"),
-        "W_Q": _row("4.04", "2.86", "3.17"),
-        "W_K": _row("3.99", "2.00", "3.20"),
-        "W_V": _row("4.66", "1.56", "3.87"),
-        "out_proj": _row("3.85", "1.57", "4.04"),
-        "fc1": _row("4.99", "1.71", "4.74"),
-        "fc2": _row("5.22", "2.17", "5.03"),
-        "unembed": _row("3.27", "2.37", "3.53"),
-        "mean": _row("4.10", "2.02", "3.89"),
+        "embed": _row("2.81", "1.92", "3.57"), "W_Q": _row("4.04", "2.86", "3.17"), "W_K": _row("3.99", "2.00", "3.20"),
+        "W_V": _row("4.66", "1.56", "3.87"), "out_proj": _row("3.85", "1.57", "4.04"), "fc1": _row("4.99", "1.71", "4.74"),
+        "fc2": _row("5.22", "2.17", "5.03"), "unembed": _row("3.27", "2.37", "3.53"), "mean": _row("4.10", "2.02", "3.89"),
     },
-)
+)  # fmt: skip
 
 #: Traps of each matrix, then the mean; none before the collapse.
 MODULAR_TRAPS = Table(
     "modular addition, traps",
     f"{_MODULAR}: correlation traps",
     _MODULAR_CAVEAT,
-    {
-        name: _row("0", "0", text)
-        for name, text in {
-            "embed": "7", "W_Q": "3", "W_K": "5", "W_V": "3", "out_proj": "4", "fc1": "5", "fc2": "7",
-            "unembed": "5", "mean": "4.88 ± 1.55",
-        }.items()
-    },
+    {name: _row("0", "0", text) for name, text in zip(
+        (*MODULAR_MATRICES, "mean"), ("7", "3", "5", "3", "4", "5", "7", "5", "4.88 ± 1.55"), strict=True)},
 )  # fmt: skip
 
 MODULAR_ACCURACY = Table(
@@ -228,8 +194,3 @@ MODULAR_ACCURACY = Table(
     _MODULAR_CAVEAT,
     {"test_accuracy": _row("0.40 ± 0.28", "0.97 ± 0.02", "0.68 ± 0.11")},
 )
-
-#: All tables.
-TABLES = (
-    TABLE_1, TABLE_1_ARXIV, TABLE_2, TABLE_2_LATER, TABLE_4, MODULAR_TABLE, MODULAR_TRAPS, MODULAR_ACCURACY,
-)  # fmt: skip

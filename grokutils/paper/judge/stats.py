@@ -31,7 +31,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *sizes: int, resamples: int 
 
     >>> x = np.arange(10.0)
     >>> bootstrap(lambda drawn: x[drawn].mean(axis=1), 10)
-    (2.7, 6.2)
+    (2.7, 6.3)
 
     Parameters
     ----------

@@ -15,20 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from grokutils.paper.judge.published import FIGURE_1
-from grokutils.paper.kit.figures import (
-    COLORS,
-    NOTE,
-    WIDTH,
-    accuracies,
-    alpha_axis,
-    bands,
-    direct_labels,
-    figure,
-    finish,
-    layer_color,
-    phase_tints,
-    steps_axis,
-)
+from grokutils.paper.kit import figures as kit
+from grokutils.paper.kit.figures import COLORS, NOTE, WIDTH, figure
 from grokutils.records.phases import find_phases
 from grokutils.records.record import Record
 from grokutils.records.study import PROGRESS_MEASURES, Study
@@ -55,19 +43,19 @@ def training_curves(
     made, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 5.0), height_ratios=[2.2, 1])
     metrics = record.metrics if member is None else record.metrics.query("member == @member")
     end = int(metrics.step.max())
-    steps_axis([top, bottom], end, reference.step if reference is not None else 0)
+    kit.steps_axis([top, bottom], end, reference.step if reference is not None else 0)
     drawn = {"train_accuracy": (top, "train"), "test_accuracy": (top, "test"), "l2_norm": (bottom, "norm")}
     for column, (axes, name) in drawn.items():
         if reference is not None:
             behind = reference.metrics[(reference.metrics.member == reference_member) & (reference.metrics.step >= 1)]
             axes.plot(behind.step, behind[column], color="0.55", lw=1, ls=(0, (4, 2)), zorder=1)
-        bands(axes, metrics, column, COLORS[name], name if axes is top else None, level=100)
-    direct_labels([top])
+        kit.bands(axes, metrics, column, COLORS[name], name if axes is top else None, level=100)
+    kit.direct_labels([top])
     if reference is not None:
         top.legend(top.lines[:1], [f"reference record {reference.name}"], loc="center left", frameon=False, fontsize=8)
     median = metrics.groupby("step")[["train_accuracy", "test_accuracy"]].median().reset_index()
     for axes in (top, bottom):
-        phase_tints(axes, find_phases(median), end, labels=axes is top)
+        kit.phase_tints(axes, find_phases(median), end, labels=axes is top)
     top.set(ylabel="accuracy", ylim=(0, 1.04))
     bottom.set(ylabel=r"$\ell^2$ norm of" "\nthe weights", ylim=(0, None))
     return made
@@ -84,13 +72,13 @@ def alpha_curves(data: Study) -> Figure:
     """
     count = 2 + len(data.layers)
     made, panels = plt.subplots(count, 1, sharex=True, figsize=(WIDTH, 1.0 + 1.35 * count))
-    accuracies(panels[0], data)
+    kit.accuracies(panels[0], data)
     for axes, where in zip(panels[1:], ("average", *data.layers), strict=True):
         own = data.over_steps(where)
-        bands(axes, own, "alpha", layer_color(where, data.layers), spread="alpha_sigma" if "alpha_sigma" in own else None)
+        kit.bands(axes, own, "alpha", kit.layer_color(where, data.layers), spread="alpha_sigma" if "alpha_sigma" in own else None)
         axes.set_ylabel(f"α, {where}")
-        alpha_axis(axes)
-    finish(made, panels, data)
+        kit.alpha_axis(axes)
+    kit.finish(made, panels, data)
     return made
 
 
@@ -103,19 +91,19 @@ def progress_curves(data: Study) -> Figure:
     Lines are medians over the seeds, bands their central 80 %.
     """
     made, grid = plt.subplots(4, 2, figsize=(WIDTH, 7.6), sharex=True)
-    accuracies(grid[0, 0], data)
-    bands(grid[0, 1], data.metrics, "l2_norm", COLORS["norm"])
+    kit.accuracies(grid[0, 0], data)
+    kit.bands(grid[0, 1], data.metrics, "l2_norm", COLORS["norm"])
     grid[0, 1].set(ylim=(0, None))
     grid[0, 1].set_title("ℓ² norm of the weights", fontsize=9)
     grid[0, 0].set_title("accuracy", fontsize=9)
     grid[0, 0].set_ylabel("")
     for row, (name, title) in zip(grid[1:], PROGRESS_MEASURES.items(), strict=True):
         for axes, kind in zip(row, ("text", "notebook"), strict=True):
-            bands(axes, data.baselines, f"{name}_{kind}", "#3f7f6f")
+            kit.bands(axes, data.baselines, f"{name}_{kind}", "#3f7f6f")
             axes.set_title(f"{title}{_UNITS.get(name, '')}\nas the {kind} has it", fontsize=9)
             if name == "circuit_complexity" and len(data.baselines):
                 axes.set_yscale("log")
-    finish(made, grid.ravel().tolist(), data, labels=False)
+    kit.finish(made, grid.ravel().tolist(), data, labels=False)
     grid[-1, 0].set_xlabel("optimisation step")
     return made
 
@@ -131,8 +119,8 @@ def accuracy_panels(*studies: Study) -> Figure:
     """
     made, panels = plt.subplots(1, len(studies), figsize=(WIDTH, 3.0), sharey=True, squeeze=False)
     for axes, data in zip(panels[0], studies, strict=True):
-        accuracies(axes, data)
-        phase_tints(axes, data.phases, data.step)
+        kit.accuracies(axes, data)
+        kit.phase_tints(axes, data.phases, data.step)
         reach = f"to step {data.step:,}" + (f" of {data.config.steps:,}" if data.step < data.config.steps else "")
         axes.set_title(f"{textwrap.fill(data.recipe, 48)}, {data.seeds},\nweight decay {data.weight_decay:g}, {reach}", fontsize=9)
         axes.set(ylabel="", xlabel="optimisation step")

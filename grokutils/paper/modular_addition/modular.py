@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from grokutils.util.checks import Interval
+
 __all__ = ["attention_kernels", "embedding_spectrum", "key_frequencies"]
 
 
@@ -46,8 +48,7 @@ def key_frequencies(spectrum: np.ndarray, share: float = 3.0) -> np.ndarray:
     array([2])
     """
     spectrum = np.asarray(spectrum)
-    if not share > 0:
-        raise ValueError(f"share must be greater than 0; got {share!r}.")
+    Interval(float, 0, open_low=True).check("share", share)
     order = np.argsort(-spectrum, kind="stable")
     return order[spectrum[order] > share / spectrum.size] + 1
 
