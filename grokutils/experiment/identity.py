@@ -42,7 +42,7 @@ def identify(thing: Any) -> str:
     what a closure, a `functools.partial` or an object holds.
 
     >>> identify(functools.partial(int, base=2))
-    "int(base=2)"
+    'int(base=2)'
     """
     if isinstance(thing, functools.partial):
         given = [_value(a, set()) for a in thing.args] + [f"{k}={_value(v, set())}" for k, v in sorted(thing.keywords.items())]

@@ -112,6 +112,8 @@ class Source:
         own, table = self.study.metrics, self.study.measures
         if where == "network" and column in own:
             return own[own.member == member].set_index("step")[column].sort_index()
+        if (column, where) not in table:
+            raise NotMeasured(f"{self.name} has no {column} of {where}")
         return table.xs(member, level="member")[column, where]
 
 
