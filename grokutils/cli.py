@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokutils import __version__
+from grokutils.util.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names from files that the terminal's encoding lacks are written out
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"grokutils: {visible(str(message))}\n"
     try:
         arguments = _parser().parse_args(argv)
         if arguments.plugin:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:  # a training says how far it came
-        print(f"grokutils: {error if error.args else 'interrupted.'}", file=sys.stderr)
+        _say(error if error.args else "interrupted.")
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("grokutils"):
@@ -54,13 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
               file=sys.stderr)  # fmt: skip
         return 1
     except ValueError as error:  # a ConfigError is one
-        print(f"grokutils: {error}", file=sys.stderr)
+        _say(error)
         return 2
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error, _foreseen()):
             raise
-        print(f"grokutils: {error}", file=sys.stderr)
+        _say(error)
         return 1
+
+
+def _say(what: object) -> None:
+    print(f"grokutils: {visible(str(what))}", file=sys.stderr)
 
 
 def _foreseen() -> tuple[type[Exception], ...]:
@@ -373,7 +380,7 @@ def _list(arguments: argparse.Namespace) -> int:
         try:
             _print(Record(folder))
         except RecordError as error:
-            print(f"{folder}: {error}")
+            print(visible(f"{folder}: {error}"))
     if not found:
         print("There are no records yet; make one with `grokutils train`.")
     return 0
@@ -447,7 +454,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 def _print(record: Record) -> None:
     last = record.metrics.groupby("step")[["train_accuracy", "test_accuracy"]].mean().iloc[-1]
     state = "complete" if record.complete else f"of {record.config.steps:,}, unfinished"
-    print(f"{record.folder}: {record.step:,} steps ({state}), "
+    print(f"{visible(str(record.folder))}: {record.step:,} steps ({state}), "
           f"train {last.train_accuracy:.3f}, test {last.test_accuracy:.3f}")  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from grokutils import ConfigError, RunConfig
+from grokutils import ConfigError, RunConfig, load_record
 from grokutils.experiment.config import MAX_STEPS, RECIPES, Member
+from grokutils.util import paths
 
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 INTEGERS = [n for n, f in FIELDS.items() if type(f.default) is int]
@@ -88,6 +89,7 @@ def test_the_modular_recipe_is_the_published_notebook():
         "batch_order": "fixed",
         "steps": 100_000,
         "dtype": "float32",
+        "loss_dtype": "float64",
         "seed": 0,
         "members": None,
     }
@@ -490,3 +492,10 @@ def test_a_member_does_not_share_the_single_runs_seed_and_decay():
     b = RunConfig.recipe("express", seed=6, wd=0.1).ensemble([0, 1], [0.0])
     assert a.identity == b.identity and a.name == b.name
     assert a.identity != RunConfig.recipe("express").ensemble([1, 0], [0.0]).identity
+
+
+@pytest.mark.parametrize("folder", [file.parent for file in sorted(paths.results_dir().glob("**/config.json"))], ids=str)
+def test_every_record_in_results_is_still_the_run_it_was(folder):
+    """A new hyperparameter must not change the identity of what was trained before there was one."""
+    record = load_record(folder)
+    assert record.config.identity == record.provenance["identity"]

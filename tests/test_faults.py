@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import reliability
 from grokutils import ConfigError, RecordError, RunConfig, diagnose, load_record, train
+from grokutils.cli import main
 from grokutils.experiment import models
 from grokutils.paper.claims_page import records as records_table
 from grokutils.paper.explorer.page import explorer_html
@@ -460,3 +461,17 @@ def test_an_intervention_is_no_markup(tmp_path):
     hook.identity = "*<b>$x$"
     record = train(tiny(), tmp_path / "x", progress=False, hooks=[hook])
     assert not set(study(record.folder, analyse=False).label) & set("<>*$")
+
+
+def test_a_name_cannot_steer_the_terminal(made, tmp_path, capsys):
+    folder = shutil.copytree(made / "a", tmp_path / "\x1b[2J\u202ea")
+    assert main(["show", os.path.relpath(folder)]) == 2  # no name of a run
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GROKUTILS_RUNS", str(tmp_path))
+        assert main(["list"]) == 0
+    (folder / "metrics.parquet").unlink()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GROKUTILS_RUNS", str(tmp_path))
+        assert main(["list"]) == 0
+    told = "".join(capsys.readouterr())
+    assert "\\x1b[2J\\u202ea" in told and not {"\x1b", "\u202e"} & set(told)

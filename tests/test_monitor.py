@@ -267,3 +267,29 @@ def test_a_log_that_cannot_be_opened_is_refused_before_training(tmp_path):
 def test_misuse_is_refused_before_training(arguments, error, said):
     with pytest.raises(error, match=said):
         Monitor(**{"model": network(), **arguments})
+
+
+# -- a log that is continued ----------------------------------------------------------------------------------
+
+
+def test_steps_go_on_from_the_last_one_of_the_log(tmp_path):
+    log, net = tmp_path / "alpha.jsonl", network()
+    quiet(Monitor(net, every=10, log=log, shuffles=0), 30)
+    again = Monitor(net, every=10, log=log, shuffles=0)
+    assert again.taken == 30
+    quiet(again, 20)
+    assert pd.read_json(log, lines=True).step.tolist() == [step for step in (10, 20, 30, 40, 50) for _ in range(2)]
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"loss": 3}\nno JSON\n')
+    assert Monitor(net, log=other).taken == 0
+
+
+def test_the_log_keeps_all_digits_of_small_weights(tmp_path):
+    net = nn.Sequential(nn.Linear(30, 20))
+    with torch.no_grad():
+        net[0].weight.mul_(1e-9)
+    monitor = Monitor(net, every=1, log=tmp_path / "log.jsonl", shuffles=0, cutoff="relative")
+    quiet(monitor, 1)
+    said = json.loads((tmp_path / "log.jsonl").read_text())
+    for name, value in monitor.history.iloc[0].items():
+        assert said[name] == value or (said[name] is None and math.isnan(value)), name

@@ -128,6 +128,10 @@ class RunConfig:
     )
     steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
     dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
+    loss_dtype: str = _spec(
+        "float64", "floating-point type of the cross-entropy and its gradient", choices=("float64", "float32"),
+        only="transformer",
+    )
     seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
     intervention: str = _spec("", "hooks of the training loop and the record it was forked from; set by `train`")
     members: tuple[Member, ...] | None = field(

@@ -192,7 +192,7 @@ class AddingTransformer(ModelTraits):
 
     def activations(self, config: RunConfig) -> int:
         # sums over pairs as matrix products
-        return 2 * config.p**3 + config.train_size * (8 * config.d_model + 2 * config.d_mlp + 4 * config.p)
+        return config.train_size * (2 * config.p + 12 * config.d_model + 2 * config.d_mlp + 4 * config.p)
 
     def work(self, config: RunConfig) -> float:
         # what depends on one token is computed once for each token, not pair

@@ -106,7 +106,8 @@ class Record:
     @property
     def metrics(self) -> pd.DataFrame:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
-        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
+        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each. The transformer
+        has margins too, NaN where the record is older than they are."""
         provenance = self.provenance
         frame = self._stored("metrics")
         path = self.folder / "metrics.parquet"
@@ -118,6 +119,8 @@ class Record:
             raise RecordError(f"{path} belongs to another run: its seeds or weight decays are not those of config.json.")
         if frame.attrs.get("grokutils", {}).get("step", math.inf) < provenance["step"]:
             raise RecordError(f"{path} is of an earlier time of this run: it does not reach step {provenance['step']:,}.")
+        if self.config.model == "transformer":
+            frame = frame.reindex(columns=[*frame, *(name for name in columns.MARGINS if name not in frame)])
         return _filled(frame[frame.step <= self.step].reset_index(drop=True), "metrics")
 
     def table(self, name: str) -> pd.DataFrame:

@@ -127,7 +127,10 @@ def diagnose(
             found.not_measured.append(NotMeasured(layer.name, layer.shape, layer.dtype, str(why)))
             continue
         word, reason = verdict(made.row, thresholds)
-        rows.append({"layer": layer.name, "note": layer.note} | made.row | {"verdict": word, "reason": reason})
+        note = layer.note
+        if options.method == "weightwatcher" and layer.pools:
+            note += "; WeightWatcher itself pools the spectra of its slices, so that its numbers are others"
+        rows.append({"layer": layer.name, "note": note} | made.row | {"verdict": word, "reason": reason})
         measured.append(layer)
     found.layers = measured
     table = pd.DataFrame({name: [row[name] for row in rows] for name in _COLUMNS})

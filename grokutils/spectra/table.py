@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from grokutils.spectra.verdict import VERDICTS
+from grokutils.util.text import visible
 
 WIDTH = 110
 _NAME = 40  # longer names of layers lose their middle
@@ -43,7 +44,7 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     }
     sizes = {name: max(map(len, [name, *column])) for name, column in cells.items()}
     indent = sum(sizes.values()) + 2 * len(sizes)
-    reasons = [shown(row["reason"] + (f" [{row['note']}]" if row["note"] else "")) for row in rows]
+    reasons = [visible(row["reason"] + (f" [{row['note']}]" if row["note"] else "")) for row in rows]
     beside = width - indent >= _REASON
     if not beside:
         indent = 4
@@ -58,7 +59,7 @@ def table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     for name, meaning in meanings.items():
         lines += textwrap.wrap(meaning, width, initial_indent=f"{name:<17}", subsequent_indent=" " * 17)
     if note := frame.attrs.get("note"):
-        lines.append(shown(f"Note: {note}."))
+        lines.append(visible(f"Note: {note}."))
     if missing:
         lines = [missing, "", *lines] if too_much(frame) else [*lines, missing]
     return "\n".join(line.rstrip() for line in lines)
@@ -86,7 +87,7 @@ def not_measured(frame: pd.DataFrame) -> str:
             what = "the same numbers as another"
         elif rest:
             what = entry["reason"]
-        groups.setdefault(what, []).append(shown(entry["name"]))
+        groups.setdefault(what, []).append(visible(entry["name"]))
     said = [f"{reason} ({_few(names)})" for reason, names in groups.items()]
     more = f"; {len(said) - 6} more reasons" if len(said) > 6 else ""
     count = frame.attrs["parameters"]
@@ -100,15 +101,6 @@ def not_measured(frame: pd.DataFrame) -> str:
 
 def _few(names: list[str]) -> str:
     return ", ".join(map(_short, names[:2])) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-def shown(text: str) -> str:
-    """Text from a file, with what would steer a terminal or break a line written out.
-
-    >>> shown("two\\nlines \\x1b[2J")
-    'two\\\\nlines \\\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def as_json(frame: pd.DataFrame) -> str:
@@ -166,7 +158,7 @@ def _spread(value: float, spread: float, digits: int) -> str:
 
 
 def _short(name: str) -> str:
-    name = shown(name)
+    name = visible(name)
     if len(name) <= _NAME:
         return name
     half = (_NAME - 3) // 2

@@ -62,6 +62,7 @@ def train(
     threads: int | None = None,
     progress: bool = True,
     measures_per_decade: int = schedule.MEASURES_PER_DECADE,
+    measure_every: int | None = None,
     saves_per_decade: int = schedule.SAVES_PER_DECADE,
     autosave: float = 60.0,
     start_from: Record | None = None,
@@ -94,6 +95,8 @@ def train(
         small and all cores otherwise. The bits of the result depend on it.
     progress : show a progress bar with speed, time left and current accuracies.
     measures_per_decade, saves_per_decade : how densely to measure and to save weights, in log steps.
+    measure_every : measure at all multiples of it as well: what lasts a thousand steps late in a run falls between
+        log steps.
     autosave : save the resumable state at least this often, in seconds, whatever the schedule.
     start_from : fork a record: begin with its weights at a saved `step` (default: its last) of `member`. A run of
         several members may begin each from its own: then these two are lists, or one for all. The optimiser's
@@ -155,8 +158,12 @@ def train(
         threads = _threads(threads, previous, config)
         with _torch_settings(threads):
             _check_limits(config, device_)
+            measure_at = schedule.log_spaced(config.steps, measures_per_decade)
+            if measure_every is not None:
+                measure_at = sorted({*measure_at, *schedule.every(config.steps, measure_every)})
+            save_at = schedule.log_spaced(config.steps, saves_per_decade)
             try:
-                run = _Run(config, folder, device_, threads, measures_per_decade, saves_per_decade, autosave)
+                run = _Run(config, folder, device_, threads, measure_at, save_at, autosave)
                 run.begin(origin, hooks)
                 run.go(previous, progress)
             except (MemoryError, RuntimeError) as error:
@@ -172,14 +179,16 @@ def train(
 class _Run:
     """One process's stretch of a run."""
 
-    def __init__(self, config, folder: Path, device, threads: int, measures: int, saves: int, autosave: float):
+    def __init__(
+        self, config, folder: Path, device, threads: int, measure_at: list[int], save_at: list[int], autosave: float
+    ):  # fmt: skip
         self.config = config
         self.folder = folder
         self.model = models.build(config, device)
         self.device = device
         self.threads = threads
-        self.measure_at = schedule.log_spaced(config.steps, measures)
-        self.save_at = schedule.log_spaced(config.steps, saves)
+        self.measure_at = measure_at
+        self.save_at = save_at
         self.autosave = autosave
         self.rows: list[dict[str, Any]] = []
         self.step = 0
