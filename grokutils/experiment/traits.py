@@ -176,7 +176,7 @@ class Perceptron(ModelTraits):
 
 
 class AddingTransformer(ModelTraits):
-    fields = ("d_model", "n_heads", "d_mlp")
+    fields = ("d_model", "n_heads", "d_mlp", "loss_dtype")
     datasets = ("modular-addition",)
 
     def refusal(self, config: RunConfig) -> str:
