@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"grokutils: {visible(str(message))}\n"
     try:
         arguments = _parser().parse_args(argv)
+        if arguments.plugin:
+            from grokutils.experiment.registry import load_plugin
+
+            for plugin in arguments.plugin:
+                load_plugin(plugin)
         status = arguments.function(arguments)
         sys.stdout.flush()
         return status
@@ -84,6 +89,9 @@ class _Parser(argparse.ArgumentParser):
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
+            self.add_argument("--plugin", action="append", default=[], metavar="FILE",
+                              help="a Python file or module that registers a model, data, a loss or an optimiser of your "
+                              "own; may be given several times")  # fmt: skip
         return super().parse_known_args(args, namespace)
 
 
@@ -110,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
             "kept as it is measured, and the same command goes on where it was stopped. What it will take is said first.")  # fmt: skip
     command("list", _list_arguments, "list the records here", "List the records here.")
     command("show", _show_arguments, "show one record", "Show one record.")
+    command("report", _report_arguments, "make one page of HTML of a run",
+            "Analyse a run and write its curves, spectra, traps and the explorer as one page of HTML, which opens in any "
+            "browser without a network.")  # fmt: skip
     command("publish", _publish_arguments, "copy a run into results/, compactly",
             "Analyse a run (alpha, traps and controls at every saved step) and copy it into results/ with "
             "the weights of a few steps only: the start, 1e5, the edges of its phases and the end, or those named. "
@@ -140,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_arguments(t: argparse.ArgumentParser) -> None:
     from grokutils.experiment.config import RECIPES, hyperparameters
-    from grokutils.training.schedule import SAVES_PER_DECADE
+    from grokutils.records.schedule import SAVES_PER_DECADE
 
     t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
                    help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps; "
@@ -422,6 +433,21 @@ def _show(arguments: argparse.Namespace) -> int:
               f"on {session['device']}, {session['threads']} thread(s), torch {session['versions']['torch']}")  # fmt: skip
     saved = record.steps_saved
     print(f"  weights saved at {len(saved)} steps" + (f", {saved[0]:,} to {saved[-1]:,}" if saved else ""))
+    return 0
+
+
+def _report_arguments(r: argparse.ArgumentParser) -> None:
+    r.add_argument("name", help="a run's name or folder")
+    r.add_argument("--out", metavar="FILE", help="where to write it (default: report.html in the run's folder)")
+    r.add_argument("--quiet", action="store_true", help="no progress bar")
+    r.set_defaults(function=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.report import write_report
+
+    path = write_report(arguments.name, arguments.out, progress=not arguments.quiet)
+    print(f"Written to {path}; open {path.resolve().as_uri()} in a browser.")
     return 0
 
 

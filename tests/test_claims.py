@@ -40,9 +40,9 @@ from grokutils.paper.judge.judging import RULE, VERDICTS, Claim, Part, Range, ju
 from grokutils.paper.judge.published import MODULAR_MATRICES
 from grokutils.paper.judge.stats import FEWEST, two_thresholds
 from grokutils.records.record import RecordError
+from grokutils.records.schedule import log_spaced
 from grokutils.records.signals import LAYER_CONTROLS, NETWORK_CONTROLS
 from grokutils.records.study import Study
-from grokutils.training.schedule import log_spaced
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 YES, PARTLY, NO, UNMEASURED = VERDICTS

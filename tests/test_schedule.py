@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils.training.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, every, log_spaced
+from grokutils.records.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, every, log_spaced
 
 steps = st.integers(0, 10**8)
 densities = st.integers(1, 60)

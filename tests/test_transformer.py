@@ -152,7 +152,7 @@ def test_the_same_loop_trains_and_resumes_it(tmp_path):
         (dict(n_heads=5), "n_heads must divide d_model"),
         (dict(batch_size=10), "batch_size must be 0"),
         (dict(dataset="digits"), "dataset must be 'modular-addition' for the transformer"),
-        (dict(model="mlp"), "dataset must be 'mnist' or 'digits' for the mlp"),
+        (dict(model="mlp"), "dataset must be 'mnist' or 'digits' or 'fashion-mnist' or 'breast-cancer' for the mlp"),
         (dict(d_model=0), "d_model must"),
     ],
 )

@@ -155,7 +155,7 @@ def check(
         folder = folder_of(out, condition)
         if (folder / "config.json").is_file():
             there = Record(folder).config
-            if there.replace(intervention="").identity != config.identity or there.steps != config.steps:
+            if there.replace(intervention="").identity != model.config.identity or there.steps != config.steps:
                 raise RecordError(
                     f"{folder} holds another run ({len(there.networks)} seeds, {there.steps:,} steps); "
                     "remove it, or choose another folder."

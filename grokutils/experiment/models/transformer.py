@@ -24,7 +24,7 @@ import torch
 
 from grokutils.experiment import data
 from grokutils.experiment.config import RunConfig
-from grokutils.experiment.models.base import Model
+from grokutils.experiment.models.base import ByHand
 
 __all__ = ["ModularTransformer", "Transformer"]
 
@@ -32,7 +32,7 @@ __all__ = ["ModularTransformer", "Transformer"]
 _EVAL_PAIRS = 4096
 
 
-class Transformer(Model):
+class Transformer(ByHand):
     """All members of a run; parameters by the names of `ModularTransformer`.
 
     >>> model = Transformer(RunConfig.recipe("modular", p=7, fraction=0.5), torch.device("cpu"))

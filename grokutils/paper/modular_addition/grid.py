@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.records import files
+from grokutils.records import files, schedule
 from grokutils.records.record import Record, publish
-from grokutils.training import schedule
 from grokutils.training.sweep import Condition, Outcome, sweep
 
 __all__ = ["BASE", "OUT", "SMALL", "Part", "Recipe", "grid", "run"]
