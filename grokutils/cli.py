@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from grokutils.records.record import Record
+    from grokutils.training.sweep import Outcome
 
 __all__ = ["main"]
 
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     command("mechanism", _mechanism_arguments, "follow paths through the valley of zero training loss, or go on with it",
             "From grokked weights, by optimisers and without one, until the weights have moved far enough (notebook 10): hours. "
             "Ctrl-C saves first; the same command goes on, and several may share the work.")  # fmt: skip
+    command("modular-grid", _modular_grid_arguments, "train small transformers under many recipes, or go on with it",
+            "Train small transformers under every precision of the loss, beta2, weight decay and learning rate that may make them "
+            "forget (notebook 07), analyse them and keep them compactly: hours. Ctrl-C saves first; the same command goes on.")  # fmt: skip
     command("interventions", _interventions_arguments, "intervene on the kept networks of records",
             "Take the traps of every kept network of a run out, or put some in, against controls (notebook 08); the table "
             "is kept in the run, in reference records as well.")  # fmt: skip
@@ -219,6 +223,10 @@ def _causes(arguments: argparse.Namespace) -> int:
     outcomes = causes.run(
         arguments.scale, arguments.seeds, only=arguments.only, jobs=arguments.jobs, progress=not arguments.quiet
     )
+    return _print_outcomes(outcomes)
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> int:
     for outcome in outcomes:
         if outcome.record is None:
             print(f"{outcome.name}: failed: {outcome.error}", file=sys.stderr)
@@ -250,6 +258,27 @@ def _mechanism(arguments: argparse.Namespace) -> int:
     ends = mechanism.run(arguments.only, progress=not arguments.quiet, **given)
     print("; ".join(f"{count} {end}" for end, count in ends.items()) or "nothing was left to do")
     return 0
+
+
+def _modular_grid_arguments(g: argparse.ArgumentParser) -> None:
+    g.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="only these parts")
+    g.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    g.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    g.add_argument("--list", action="store_true", help="only print the parts and their conditions")
+    g.add_argument("--quiet", action="store_true", help="no progress bar")
+    g.set_defaults(function=_modular_grid)
+
+
+def _modular_grid(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.modular_addition import grid
+
+    if arguments.list:
+        for part in grid.grid():
+            print(part.name, *(f"  {recipe.name}" for recipe in part.conditions), sep="\n")
+        return 0
+    return _print_outcomes(
+        grid.run(arguments.parts, only=arguments.only, jobs=arguments.jobs, progress=not arguments.quiet)
+    )
 
 
 # -- diagnose ---------------------------------------------------------------------------------------------

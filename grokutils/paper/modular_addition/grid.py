@@ -3,12 +3,11 @@
 >>> [condition.name for condition in grid()[0].conditions[:2]]
 ['float32-0.98-wd1-lr0.01', 'float32-0.999-wd1-lr0.01']
 
-``python -m grokutils.paper.modular_addition.grid`` runs them, the parts in order, and goes on where it stopped.
+``grokutils modular-grid`` runs them, the parts in order, and goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,19 +133,3 @@ def thin_out(done: Record) -> None:
     with files.locked(done.folder):
         files.write_parquet(done.folder / "spectra.parquet", kept)
         files.write_parquet(done.folder / "metrics.parquet", rounded)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", default=(), help="names of parts; all by default")
-    parser.add_argument("--only", nargs="+", default=(), help="names of conditions; all by default")
-    parser.add_argument("--jobs", type=int, help="processes; default one for each core")
-    arguments = parser.parse_args()
-    for outcome in run(arguments.part, only=arguments.only, jobs=arguments.jobs):
-        if outcome.error:
-            print(f"{outcome.name}: {outcome.error}")
-
-
-if __name__ == "__main__":
-    main()
