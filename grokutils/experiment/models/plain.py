@@ -560,7 +560,8 @@ def _loss_of(config: RunConfig, sets: Dataset) -> Callable[[torch.Tensor, torch.
     if name == "cross-entropy":
         if sets.classes is None:
             raise ConfigError("cross-entropy needs labels that are classes, whole numbers from 0; these are numbers.")
-        return lambda out, y: torch.nn.functional.cross_entropy(out.double(), y)
+        precision = getattr(torch, config.loss_dtype)
+        return lambda out, y: torch.nn.functional.cross_entropy(out.to(precision), y)
     if sets.classes is None:
         return torch.nn.functional.mse_loss
     classes = sets.classes
