@@ -185,9 +185,15 @@ def _kills(kind: str, each: int, rng: np.random.Generator) -> Trials:
 
 def _started(kind: str, folder: Path):
     folder.parent.mkdir(exist_ok=True)
-    process = _CONTEXT.Process(target=KINDS[kind], args=(folder,))
+    process = _CONTEXT.Process(target=_alone, args=(KINDS[kind], folder))
     process.start()
     return process
+
+
+def _alone(work: Callable, *arguments: Any) -> None:
+    """In a process whose environment is that of the first trial, whose folders may have gone since."""
+    os.environ.pop("GROKUTILS_RUNS", None)
+    work(*arguments)
 
 
 def _end(process, after: float | None) -> bool:
@@ -460,7 +466,7 @@ def _environment(**variables: str) -> Iterator[None]:
 def memory(steps: int = 1_000_000) -> dict[str, float]:
     """What a run's process holds after a tenth of its steps and after all of them, in MiB."""
     receive, send = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_held, args=(send, steps))
+    process = _CONTEXT.Process(target=_alone, args=(_held, send, steps))
     process.start()
     send.close()
     early, late = receive.recv()

@@ -187,9 +187,9 @@ def decoded(raw: np.ndarray, dtype: str, count: int) -> np.ndarray:
     [0.5, 1.0, 0.0, -6.0]
     """
     if dtype == "bfloat16":
-        bits = raw.view("<u2").astype(np.uint32)
-        bits <<= 16  # in place: these may be gigabytes
-        return bits.view(np.float32)
+        wide = raw.view("<u2").astype(np.uint32)
+        wide <<= 16  # in place: these may be gigabytes
+        return wide.view(np.float32)
     if dtype == EXPONENTS:
         return exponents(raw)
     codes = raw
