@@ -375,7 +375,7 @@ def test_a_configuration_survives_json(config):
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and hash(again) == hash(config)
     assert again.name == config.name and again.identity == config.identity
-    aside = {"own", "loss", "p", "fraction", "d_model", "n_heads", "d_mlp"}  # of others, or nothing to say
+    aside = {"own", "loss", "loss_dtype", "p", "fraction", "d_model", "n_heads", "d_mlp"}  # of others, or nothing to say
     aside |= set() if config.intervention else {"intervention"}
     assert [name for name, _, _ in config.describe()] == [name for name in FIELDS if name not in aside]
 

@@ -67,7 +67,8 @@ MAX_STEPS = 2**24
 _KINDS = ("dataset", "model", "optimizer", "loss")
 # What means something to every model; the other fields are those of one kind of model or data (`traits`).
 _PARTIAL = (
-    "per_class", "random_labels", "p", "fraction", "depth", "width", "d_model", "n_heads", "d_mlp", "loss", "loss_dtype",
+    "per_class", "random_labels", "p", "fraction", "depth", "width", "d_model", "n_heads", "d_mlp", "loss",
+    "loss_dtype",
 )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ class RunConfig:
     steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
     dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
     loss_dtype: str = _spec(
-        "float64", "floating-point type of the cross-entropy and its gradient", choices=("float64", "float32"),
+        "float64", "floating-point type of the cross-entropy and its gradient", choices=("float64", "float32")
     )
     seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
     intervention: str = _spec("", "hooks of the training loop and the record it was forked from; set by `train`")

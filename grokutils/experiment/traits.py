@@ -116,11 +116,13 @@ _DATA: dict[str, DataTraits] = {
 class ModelTraits:
     """Of a network that is trained by autograd: the user's own, or one of the package."""
 
-    fields: tuple[str, ...] = ("loss",)
+    fields: tuple[str, ...] = ("loss", "loss_dtype")
     #: What it can be trained on; None: anything.
     datasets: tuple[str, ...] | None = None
     #: Whether the papers follow its last layer too.
     follows_last = True
+    #: Whether its metrics have margins (`grokutils.util.columns.MARGINS`).
+    margins = False
     #: Whether the papers' claims about perceptrons can be read from it.
     perceptron = False
 
@@ -176,7 +178,8 @@ class Perceptron(ModelTraits):
 
 
 class AddingTransformer(ModelTraits):
-    fields = ("d_model", "n_heads", "d_mlp", "loss_dtype")
+    fields = ("d_model", "n_heads", "d_mlp", "loss", "loss_dtype")
+    margins = True
     datasets = ("modular-addition",)
 
     def refusal(self, config: RunConfig) -> str:
@@ -204,7 +207,7 @@ class AddingTransformer(ModelTraits):
 
 class Registered(ModelTraits):
     def __init__(self, fields: tuple[str, ...]):
-        self.fields = (*fields, "loss")
+        self.fields = (*fields, "loss", "loss_dtype")
 
 
 _MODELS: dict[str, ModelTraits] = {"mlp": Perceptron(), "transformer": AddingTransformer()}

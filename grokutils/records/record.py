@@ -31,6 +31,7 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
+from grokutils.experiment.traits import model_traits
 from grokutils.records import files
 from grokutils.records.files import RecordError
 from grokutils.util import columns, paths
@@ -119,7 +120,7 @@ class Record:
             raise RecordError(f"{path} belongs to another run: its seeds or weight decays are not those of config.json.")
         if frame.attrs.get("grokutils", {}).get("step", math.inf) < provenance["step"]:
             raise RecordError(f"{path} is of an earlier time of this run: it does not reach step {provenance['step']:,}.")
-        if self.config.model == "transformer":
+        if model_traits(self.config.model).margins:
             frame = frame.reindex(columns=[*frame, *(name for name in columns.MARGINS if name not in frame)])
         return _filled(frame[frame.step <= self.step].reset_index(drop=True), "metrics")
 

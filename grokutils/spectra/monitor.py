@@ -120,7 +120,7 @@ class Monitor:
             if every <= timedelta(0):
                 raise ValueError(f"every must be a positive time; got {every}.")
         else:
-            every = Interval(int, 1).check("every", every)
+            every = int(Interval(int, 1).check("every", every))
         self.patience = Interval(int, 1).check("patience", patience)
         self._budget = None if budget is None else Interval(float, 0, 1, open_low=True).check("budget", budget)
         names = (alarms,) if isinstance(alarms, str) else tuple(alarms)

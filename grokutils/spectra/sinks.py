@@ -54,19 +54,25 @@ def make_sink(target: Any, scalars: Sequence[str] = SCALARS, prefix: str = "spec
         return _file(Path(target))
     name = type(target).__name__
     if callable(add := getattr(target, "add_scalar", None)):
-        return Sink(name, lambda new, _: [add(tag, value, step) for step, values in _scalars(new, scalars, prefix)
-                                          for tag, value in values.items()])  # fmt: skip
+        return _logger(name, lambda values, step: [add(tag, value, step) for tag, value in values.items()], scalars, prefix)
     for method in ("log", "log_metrics"):
         if callable(send := getattr(target, method, None)):
-            return Sink(name, lambda new, _, send=send: [
-                send(values, step=step) for step, values in _scalars(new, scalars, prefix) if values
-            ] and None)  # fmt: skip
+            return _logger(name, send, scalars, prefix)
     if callable(target):
         return Sink(getattr(target, "__name__", name), lambda new, _: target(new))
     raise TypeError(
         "a sink must have add_scalar, log or log_metrics, be a function of the new rows, or the path of a .csv or .parquet "
         f"file; got {name}."
     )
+
+
+def _logger(name: str, log: Callable[..., Any], scalars: Sequence[str], prefix: str) -> Sink:
+    def send(new: pd.DataFrame, _: pd.DataFrame) -> None:
+        for step, values in _scalars(new, scalars, prefix):
+            if values:
+                log(values, step=step)
+
+    return Sink(name, send)
 
 
 def _scalars(rows: pd.DataFrame, columns: Sequence[str], prefix: str) -> list[tuple[int, dict[str, float]]]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,12 @@ def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     (True, True)
     """
     while True:
-        if (inner := getattr(module, "_orig_mod", None)) is not None:
-            module = inner
-        elif type(module).__name__ in _WRAPPERS:
-            module = module.module
-        else:
+        inner: Any = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in _WRAPPERS:
+            inner = module.module
+        if inner is None:
             return module
+        module = inner
 
 
 def plain_name(name: str) -> str:

@@ -82,8 +82,7 @@ def train(
 
     A network, data, a loss and an optimiser of one's own take the place of the configuration's:
 
-    >>> net = lambda shape, classes: torch.nn.Linear(shape[0], classes)
-    >>> train(RunConfig.recipe("express", steps=2_000), "mine", model=net, optimizer=torch.optim.NAdam)  # doctest: +SKIP
+    >>> train(RunConfig.recipe("express", steps=2_000), "mine", model=MyNet, optimizer=torch.optim.NAdam)  # doctest: +SKIP
 
     Parameters
     ----------

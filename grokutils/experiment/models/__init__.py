@@ -12,7 +12,8 @@ from grokutils.experiment.config import ConfigError, RunConfig
 from grokutils.experiment.data import DataError
 from grokutils.experiment.models.base import BUFFER, Model
 from grokutils.experiment.models.mlp import MLP
-from grokutils.experiment.models.plain import Plain, resolve
+from grokutils.experiment.models.parts import resolve
+from grokutils.experiment.models.plain import Plain
 from grokutils.experiment.models.transformer import Transformer
 
 __all__ = ["BUFFER", "MODELS", "Model", "as_module", "build", "resolve"]
