@@ -324,6 +324,8 @@ RUN_BY = {
     "grokutils train --plugin mine.py --dataset stripes --model bottle --width 50 --optimizer nadam --init-scale 1 --steps 500 "
     "--out runs/stripes": _HOWTO,
     "grokutils diagnose runs/stripes --all-steps --plugin mine.py": _HOWTO,
+    "grokutils scan gpt-oss-20b --dry-run": ("tests/test_scan.py", "\"--dry-run\""),
+    "grokutils scan gpt-oss-20b --out gpt-oss-20b.parquet --jobs 4": ("tests/test_scan.py", "\"--out\""),
     "make book": (".ci/run", "make book"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
