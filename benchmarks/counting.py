@@ -97,7 +97,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weightwatcher", type=int, default=1, help="rounds of it; each takes minutes")
     given = parser.parse_args()
+    name, stored = f"{given.threads} threads", _bench.load("counting")
     torch.set_num_threads(given.threads)
     with threadpool_limits(given.threads):
-        report = measure(given.rounds, given.weightwatcher, _bench.load("counting"))
-    print(_bench.save("counting", {"machine": _bench.machine(), "threads": given.threads} | report))
+        report = measure(given.rounds, given.weightwatcher, stored.get(name, {}))
+    print(_bench.save("counting", stored | {name: {"machine": _bench.machine()} | report}))

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from grokutils import RunConfig
 from grokutils.experiment import data, models
+from grokutils.paper.modular_addition import grid
 
 from . import _bench
 
@@ -230,7 +231,7 @@ def express(steps: int, rounds: int, members: int = 8) -> dict:
 
 
 class PlainTransformer:
-    """The network in `torch.nn`, every position computed; autograd; cross-entropy in float64; AdamW."""
+    """The network in `torch.nn`, every position computed; autograd; cross-entropy in `loss_dtype`; AdamW."""
 
     def __init__(self, config: RunConfig, **options):
         dataset = data.load(config, config.seed)
@@ -240,11 +241,12 @@ class PlainTransformer:
             weight_decay=config.weight_decay, **options,
         )  # fmt: skip
         self.x, self.y = torch.from_numpy(dataset.x_train), torch.from_numpy(dataset.y_train)
+        self.loss_dtype = getattr(torch, config.loss_dtype)
 
     def steps(self, count: int) -> None:
         for _ in range(count):
             self.optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(self.net(self.x).double(), self.y).backward()
+            torch.nn.functional.cross_entropy(self.net(self.x).to(self.loss_dtype), self.y).backward()
             self.optimiser.step()
 
 
@@ -275,8 +277,14 @@ def modular(steps: int, rounds: int, checked: int = 10, **changes) -> dict:
     ways = {name: lambda loop=loop: _bench.timed(lambda: loop.steps(steps), steps) for name, loop in loops.items()}
     seconds = _bench.medians(_bench.interleaved(ways, rounds))
     first = next(iter(seconds))
+    # multiplications and additions of the products that only the pairs need: out_proj, fc1, fc2 and unembed, thrice
+    flop = 6 * config.train_size * config.d_model * (config.d_model + 2 * config.d_mlp + config.p)
+    rate = _bench.gemm_rate(torch.float32)
     return {
         "microseconds": {name: 1e6 * s for name, s in seconds.items()},
+        "mflop": flop / 1e6,
+        "gemm_gflop_per_s": rate / 1e9,
+        "share of the GEMM floor": flop / rate / seconds["grokutils"],
         "times faster than the plain loop": {name: seconds[first] / s for name, s in seconds.items()},
         "p": config.p,
         "pairs": config.train_size,
@@ -290,7 +298,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps a way takes each round (default 100)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds, of which the median counts (default 9)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the ways in one process (default 2)")
-    parser.add_argument("--recipe", choices=("paper", "express", "modular"), help="measure this one only")
+    parser.add_argument("--recipe", choices=("paper", "express", "modular", "modular-grid"), help="measure this one only")
     parser.add_argument("--member", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.member:
@@ -301,6 +309,10 @@ def main() -> None:
         "paper": lambda: paper(arguments.steps, arguments.rounds, arguments.threads),
         "express": lambda: express(10 * arguments.steps, arguments.rounds),
         "modular": lambda: modular(max(1, arguments.steps // 20), arguments.rounds),
+        "modular-grid": lambda: modular(
+            arguments.steps, arguments.rounds, p=grid.BASE.p, fraction=grid.BASE.fraction, d_model=grid.BASE.d_model,
+            d_mlp=grid.BASE.d_mlp,
+        ),
     }
     chosen = [arguments.recipe] if arguments.recipe else list(sections)
     report = _bench.load("training") if arguments.recipe else {}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .experiment.config import ConfigError, RunConfig
     from .experiment.data import DataError
     from .records.record import Record, RecordError, load_record
+    from .records.recorder import Recorder
     from .spectra.diagnose import diagnose
     from .spectra.monitor import Monitor
     from .spectra.scan import scan
@@ -26,6 +27,7 @@ _FROM = {
     "Monitor": "spectra.monitor",
     "Record": "records.record",
     "RecordError": "records.record",
+    "Recorder": "records.recorder",
     "RunConfig": "experiment.config",
     "TrainingDiverged": "training.train",
     "TrainingInterrupted": "training.train",
@@ -41,6 +43,7 @@ __all__ = [
     "Monitor",
     "Record",
     "RecordError",
+    "Recorder",
     "RunConfig",
     "TrainingDiverged",
     "TrainingInterrupted",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from grokutils.records.record import Record
+    from grokutils.training.sweep import Outcome
 
 __all__ = ["main"]
 
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"grokutils: {visible(str(message))}\n"
     try:
         arguments = _parser().parse_args(argv)
+        if arguments.plugin:
+            from grokutils.experiment.registry import load_plugin
+
+            for plugin in arguments.plugin:
+                load_plugin(plugin)
         status = arguments.function(arguments)
         sys.stdout.flush()
         return status
@@ -83,6 +89,9 @@ class _Parser(argparse.ArgumentParser):
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
+            self.add_argument("--plugin", action="append", default=[], metavar="FILE",
+                              help="a Python file or module that registers a model, data, a loss or an optimiser of your "
+                              "own; may be given several times")  # fmt: skip
         return super().parse_known_args(args, namespace)
 
 
@@ -109,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
             "kept as it is measured, and the same command goes on where it was stopped. What it will take is said first.")  # fmt: skip
     command("list", _list_arguments, "list the records here", "List the records here.")
     command("show", _show_arguments, "show one record", "Show one record.")
+    command("report", _report_arguments, "make one page of HTML of a run",
+            "Analyse a run and write its curves, spectra, traps and the explorer as one page of HTML, which opens in any "
+            "browser without a network.")  # fmt: skip
     command("publish", _publish_arguments, "copy a run into results/, compactly",
             "Analyse a run (alpha, traps and controls at every saved step) and copy it into results/ with "
             "the weights of a few steps only: the start, 1e5, the edges of its phases and the end, or those named. "
@@ -120,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     command("mechanism", _mechanism_arguments, "follow paths through the valley of zero training loss, or go on with it",
             "From grokked weights, by optimisers and without one, until the weights have moved far enough (notebook 10): hours. "
             "Ctrl-C saves first; the same command goes on, and several may share the work.")  # fmt: skip
+    command("modular-grid", _modular_grid_arguments, "train small transformers under many recipes, or go on with it",
+            "Train small transformers under every precision of the loss, beta2, weight decay and learning rate that may make them "
+            "forget (notebook 07), analyse them and keep them compactly: hours. Ctrl-C saves first; the same command goes on.")  # fmt: skip
     command("interventions", _interventions_arguments, "intervene on the kept networks of records",
             "Take the traps of every kept network of a run out, or put some in, against controls (notebook 08); the table "
             "is kept in the run, in reference records as well.")  # fmt: skip
@@ -136,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_arguments(t: argparse.ArgumentParser) -> None:
     from grokutils.experiment.config import RECIPES, hyperparameters
-    from grokutils.training.schedule import SAVES_PER_DECADE
+    from grokutils.records.schedule import SAVES_PER_DECADE
 
     t.add_argument("--recipe", choices=tuple(RECIPES), default="express",
                    help="express (default): small digits, a minute; paper: MNIST, up to 1e7 steps; "
@@ -208,6 +223,10 @@ def _causes(arguments: argparse.Namespace) -> int:
     outcomes = causes.run(
         arguments.scale, arguments.seeds, only=arguments.only, jobs=arguments.jobs, progress=not arguments.quiet
     )
+    return _print_outcomes(outcomes)
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> int:
     for outcome in outcomes:
         if outcome.record is None:
             print(f"{outcome.name}: failed: {outcome.error}", file=sys.stderr)
@@ -239,6 +258,27 @@ def _mechanism(arguments: argparse.Namespace) -> int:
     ends = mechanism.run(arguments.only, progress=not arguments.quiet, **given)
     print("; ".join(f"{count} {end}" for end, count in ends.items()) or "nothing was left to do")
     return 0
+
+
+def _modular_grid_arguments(g: argparse.ArgumentParser) -> None:
+    g.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="only these parts")
+    g.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these conditions")
+    g.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    g.add_argument("--list", action="store_true", help="only print the parts and their conditions")
+    g.add_argument("--quiet", action="store_true", help="no progress bar")
+    g.set_defaults(function=_modular_grid)
+
+
+def _modular_grid(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.modular_addition import grid
+
+    if arguments.list:
+        for part in grid.grid():
+            print(part.name, *(f"  {recipe.name}" for recipe in part.conditions), sep="\n")
+        return 0
+    return _print_outcomes(
+        grid.run(arguments.parts, only=arguments.only, jobs=arguments.jobs, progress=not arguments.quiet)
+    )
 
 
 # -- diagnose ---------------------------------------------------------------------------------------------
@@ -393,6 +433,21 @@ def _show(arguments: argparse.Namespace) -> int:
               f"on {session['device']}, {session['threads']} thread(s), torch {session['versions']['torch']}")  # fmt: skip
     saved = record.steps_saved
     print(f"  weights saved at {len(saved)} steps" + (f", {saved[0]:,} to {saved[-1]:,}" if saved else ""))
+    return 0
+
+
+def _report_arguments(r: argparse.ArgumentParser) -> None:
+    r.add_argument("name", help="a run's name or folder")
+    r.add_argument("--out", metavar="FILE", help="where to write it (default: report.html in the run's folder)")
+    r.add_argument("--quiet", action="store_true", help="no progress bar")
+    r.set_defaults(function=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from grokutils.paper.report import write_report
+
+    path = write_report(arguments.name, arguments.out, progress=not arguments.quiet)
+    print(f"Written to {path}; open {path.resolve().as_uri()} in a browser.")
     return 0
 
 

@@ -110,7 +110,7 @@ def test_every_hyperparameter_can_be_given(capsys, runs):
     )
     flags = outcome(capsys, "train", "--help")[1]
     for name in RunConfig().to_dict():
-        if name not in ("recipe_name", "members", "weight_decay", "learning_rate", "intervention"):
+        if name not in ("recipe_name", "members", "weight_decay", "learning_rate", "intervention", "own"):
             assert f"--{name.replace('_', '-')} " in flags
     assert all(f"--{name} " in flags for name in (*given, "quiet"))
 
@@ -161,7 +161,7 @@ def test_progress_goes_to_where_complaints_go(capsys):
             "seed must be a whole number of at least 0 and at most 4,294,967,295; got 'one'.",
         ),
         (["--batch-size", "30"], "batch_size must divide the training set of 160 images; got 30."),
-        (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits', 'modular-addition'; got 'cifar'."),
+        (["--dataset", "cifar"], "dataset must be one of 'mnist', 'digits', 'modular-addition', 'fashion-mnist', 'breast-cancer'; got 'cifar'."),
         (["--lr", ""], "learning_rate must be a number greater than 0 and at most 10; got ''."),
         (["--threads", "0"], "threads must be a whole number from 1 to 1024; got 0."),
         (["--device", "tpu"], "device must be 'cpu' or 'cuda'; got 'tpu'."),

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from grokutils import ConfigError, RunConfig
+from grokutils import ConfigError, RunConfig, load_record
 from grokutils.experiment.config import MAX_STEPS, RECIPES, Member
+from grokutils.util import paths
 
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 INTEGERS = [n for n, f in FIELDS.items() if type(f.default) is int]
@@ -31,7 +32,7 @@ def refusal(**values) -> str:
 
 
 def test_every_field_is_of_a_kind_tested_here():
-    assert set(INTEGERS + FLOATS + CHOICES) | {"members", "intervention"} == set(FIELDS)
+    assert set(INTEGERS + FLOATS + CHOICES) | {"members", "intervention", "own"} == set(FIELDS)
     assert INTEGERS and FLOATS and CHOICES
 
 
@@ -88,6 +89,7 @@ def test_the_modular_recipe_is_the_published_notebook():
         "batch_order": "fixed",
         "steps": 100_000,
         "dtype": "float32",
+        "loss_dtype": "float64",
         "seed": 0,
         "members": None,
     }
@@ -239,7 +241,7 @@ def test_what_is_out_of_bounds_is_refused(name, value):
         (dict(per_class=0), "per_class must be a whole number of at least 1; got 0."),
         (dict(per_class=851), "per_class must be between 1 and 850 for mnist; got 851."),
         (dict(dataset="digits", per_class=151), "per_class must be between 1 and 150 for digits; got 151."),
-        (dict(dataset="cifar"), "dataset must be one of 'mnist', 'digits', 'modular-addition'; got 'cifar'."),
+        (dict(dataset="cifar"), "dataset must be one of 'mnist', 'digits', 'modular-addition', 'fashion-mnist', 'breast-cancer'; got 'cifar'."),
         (dict(dtype="float16"), "dtype must be one of 'float64', 'float32'; got 'float16'."),
         (dict(batch_order="random"), "batch_order must be one of 'fixed', 'reshuffle'; got 'random'."),
     ],
@@ -373,11 +375,9 @@ def test_a_configuration_survives_json(config):
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and hash(again) == hash(config)
     assert again.name == config.name and again.identity == config.identity
-    aside = {"transformer" if config.model == "mlp" else "mlp"}
-    shown = [n for n, f in FIELDS.items() if f.metadata.get("only") not in aside]
-    if not config.intervention:  # nothing to say
-        shown.remove("intervention")
-    assert [name for name, _, _ in config.describe()] == shown
+    aside = {"own", "loss", "loss_dtype", "p", "fraction", "d_model", "n_heads", "d_mlp"}  # of others, or nothing to say
+    aside |= set() if config.intervention else {"intervention"}
+    assert [name for name, _, _ in config.describe()] == [name for name in FIELDS if name not in aside]
 
 
 @pytest.mark.parametrize("value", [None, 5, True, b"clip", ["clip"]], ids=repr)
@@ -492,3 +492,10 @@ def test_a_member_does_not_share_the_single_runs_seed_and_decay():
     b = RunConfig.recipe("express", seed=6, wd=0.1).ensemble([0, 1], [0.0])
     assert a.identity == b.identity and a.name == b.name
     assert a.identity != RunConfig.recipe("express").ensemble([1, 0], [0.0]).identity
+
+
+@pytest.mark.parametrize("folder", [file.parent for file in sorted(paths.results_dir().glob("**/config.json"))], ids=str)
+def test_every_record_in_results_is_still_the_run_it_was(folder):
+    """A new hyperparameter must not change the identity of what was trained before there was one."""
+    record = load_record(folder)
+    assert record.config.identity == record.provenance["identity"]

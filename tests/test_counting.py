@@ -7,6 +7,7 @@ import torch
 
 from grokutils.spectra.alpha import esd, fit_power_law
 from grokutils.spectra.counting import count_without_spectra, gram_spectrum, random_placement
+from grokutils.spectra.diagnose import diagnose
 from grokutils.spectra.traps import count_traps, find_traps
 
 
@@ -68,6 +69,16 @@ def test_counts_equal_those_from_all_eigenvalues(name):
         if full.status == "ok":
             assert abs(fast.sigma_mp - full.sigma_mp) <= fast.sigma_error
             np.testing.assert_allclose(fast.strength, full.strength, rtol=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[], [45, 52, 58, 64, 120]], ids=["no outliers", "five outliers"])
+@pytest.mark.parametrize("shape", [(4096, 4096), (5760, 2880), (1000, 30_000)], ids=str)
+def test_counts_are_equal_at_the_sizes_of_llms(shape, sizes):
+    W = with_outliers(gaussian(*shape), sizes)
+    fast, full = (count_without_spectra(W, exact=exact) for exact in (False, True))
+    assert fast.counts == full.counts
+    assert fast.way == "certificate" or sizes
 
 
 def test_the_test_matrices_take_every_way():
@@ -202,3 +213,13 @@ def test_bad_input_is_named(given, said):
 def test_fewer_than_ten_eigenvalues_are_no_spectrum():
     found = count_without_spectra(gaussian(5, 900))
     assert np.isnan(found.mean) and found.status == "failed" and "at least 10" in found.reason
+
+
+def test_diagnose_counts_large_matrices_without_spectra_unless_asked():
+    W = with_outliers(gaussian(2100, 2060), [75, 80, 90, 100, 200])
+    fast, full = (diagnose(W, shuffles=2, exact=exact, progress=False).iloc[0] for exact in (False, True))
+    assert fast.traps == full.traps == 5
+    assert fast.alpha == full.alpha and fast.verdict == full.verdict == "trapped"
+    assert fast.sigma_mp == pytest.approx(full.sigma_mp, rel=0.02)
+    assert fast.trap_z == pytest.approx(full.trap_z, rel=1e-6) and fast.trap_z > 150
+    assert fast.trap_share == pytest.approx(full.trap_share, rel=0.05)

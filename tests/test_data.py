@@ -247,6 +247,27 @@ def test_a_damaged_file_is_refused_by_name(name, how, raw, runs):
     assert message.endswith("Delete it, and it is downloaded again.")
 
 
+def test_fashion_mnist_is_read_from_a_folder_beside(root, tiny_mnist):
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in tiny_mnist.items():
+        (folder / name).write_bytes(content)
+    found = data.load(FEW.replace(dataset="fashion-mnist"), 0)
+    assert found.source == "FashionMNIST" and found.x_train.shape == (20, 784) and found.image_shape == (28, 28)
+    (folder / NAMES[0]).unlink()
+    data._mnist.cache_clear()
+    with pytest.raises(DataError, match="FashionMNIST is not in .*set GROKUTILS_DATA to a folder that holds FashionMNIST/raw"):
+        data.load(FEW.replace(dataset="fashion-mnist"), 0)
+
+
+def test_a_table_of_two_classes():
+    found = data.load(RunConfig.recipe("express", dataset="breast-cancer"), 3)
+    assert np.bincount(found.y_train).tolist() == [16, 16] and found.classes == 2 and found.image_shape is None
+    assert len(found.y_train) + len(found.y_test) == 569 and found.x_train.shape == (32, 30)
+    with pytest.raises(ConfigError, match="per_class must be between 1 and 180 for breast-cancer; got 181"):
+        RunConfig.recipe("express", dataset="breast-cancer", per_class=181)
+
+
 def test_a_file_put_right_is_read(raw, tiny_mnist):
     (raw / NAMES[0]).write_bytes(b"")
     with pytest.raises(DataError):

@@ -215,7 +215,7 @@ def test_large_matrices_by_their_product_and_small_ones_directly(monkeypatch):
         expected = one(W)
         with monkeypatch.context() as patched:
             patched.setattr(sys.modules["grokutils.spectra.matrix"], "LARGE", 50)
-            got = one(W)
+            got = one(W, exact=True)  # counting without spectra places the entries anew
             for name in set(expected.index) - set(WORDS):
                 assert got[name] == pytest.approx(expected[name], rel=1e-7, abs=1e-9, nan_ok=True), name
             # where rounding would come near the cutoff it is done directly, to the last digit
@@ -645,6 +645,9 @@ def test_what_makes_a_trap_is_named():
     assert one(W).reason == "1.0 traps, the largest carried by one weight of 39 standard deviations"
     shifted = one(gaussian(100, 200) + 0.3)
     assert shifted.verdict == "trapped" and shifted.reason == "1.0 traps; the weights' mean is 0.31 standard deviations"
+    sparse = one(gaussian(100, 64) * (np.random.default_rng(1).random((100, 64)) < 0.05), shuffles=5)
+    assert sparse.verdict == "trapped" and sparse.zeros == pytest.approx(0.95, abs=0.02)
+    assert "95 % of the weights are exactly zero" in sparse.reason
     heavy = one(np.random.default_rng(0).standard_t(1.2, size=(100, 200)), cutoff="relative")
     assert heavy.verdict == "trapped" and heavy.traps > 2 and "; alpha 1." in heavy.reason
 
@@ -1101,6 +1104,39 @@ def test_json_is_json(record, capsys, tmp_path):
     assert rows["bad"]["alpha"] is None and rows["bad"]["verdict"] == "undetermined"
     expected = diagnose(path, shuffles=2, progress=False).set_index("layer").loc["good"]
     assert rows["good"]["alpha"] == pytest.approx(expected.alpha) and rows["good"]["ks_p"] == pytest.approx(expected.ks_p)
+
+
+def test_json_keeps_all_digits_and_says_what_was_not_measured(capsys, tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"w.weight": tensor(60, 50) * 1e-12, "w.bias": tensor(60), "mask": torch.ones(9, 9)}, path)
+    status, out, _ = run(capsys, path, "--json", "--shuffles", 0)
+    row, last = json.loads(out)
+    assert row["spectral_norm"] == diagnose(path, **FAST).spectral_norm[0]
+    assert {(entry["name"], entry["reason"]) for entry in last["not_measured"]} == {("w.bias", "a bias"), ("mask", "a mask")}
+    assert last["parameters"] == {"measured": 3000, "not_measured": 141}
+
+
+def test_what_was_not_measured_is_one_line_first_if_it_is_much(capsys, tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"w.weight": tensor(40, 50), "w.bias": tensor(40)}, path)
+    *_, last = run(capsys, path, "--shuffles", 0)[1].splitlines()
+    assert last == "Not measured: 40 of 2,040 parameters (2 %), in 1 arrays: a bias (w.bias)."
+    safetensors.torch.save_file({"w.weight": tensor(40, 50), "q.weight": torch.ones(40, 50, dtype=torch.int8)}, path)
+    first = run(capsys, path, "--shuffles", 0)[1].splitlines()[0]
+    assert first.startswith("Not measured: 2,000 of 4,000 parameters (50 %), in 1 arrays: integers: ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_any_name_on_any_terminal(encoding, tmp_path):
+    path = tmp_path / "n.safetensors"
+    names = ("编码器.weight", "\x1b[2J\x1b[31mgone.weight", "two\nlines.weight", ".weight", "x" * 300)
+    safetensors.torch.save_file({name: tensor(12, 11) for name in names}, path)
+    command = [sys.executable, "-m", "grokutils", "diagnose", str(path), "--shuffles", "0"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, env=dict(os.environ, PYTHONIOENCODING=encoding, PYTHONUTF8="0"))
+    assert made.returncode == 0 and made.stderr == b""
+    assert b"\x1b" not in made.stdout and b"two\\nlines" in made.stdout
+    rows = [line for line in made.stdout.splitlines() if b"12 x 11" in line]
+    assert len(rows) == 5 and not any(row.startswith(b" ") for row in rows)
 
 
 def test_a_run_by_its_name(trained, runs, capsys):

@@ -17,4 +17,10 @@ MODULES = [found.name for found in pkgutil.walk_packages(grokutils.__path__, "gr
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     names = {"np": np, "pd": pd, "torch": torch}
-    assert doctest.testmod(importlib.import_module(name), extraglobs=names, optionflags=doctest.ELLIPSIS).failed == 0
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        if not name.startswith("grokutils.integrations."):
+            raise
+        pytest.skip(f"the library it goes with cannot be imported here: {error}")
+    assert doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS).failed == 0

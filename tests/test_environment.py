@@ -79,12 +79,12 @@ def test_exact_versions_are_in_the_lock_alone():
 
 
 def test_the_core_needs_what_it_imports_and_no_more():
-    """The core is all but `paper`; what it takes from an extra is imported where it is used."""
+    """The core is all but `paper` and `integrations`; what it takes from an extra is imported where it is used."""
     core = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
     distributions = metadata.packages_distributions()
     used = set()
     for path in (ROOT / "grokutils").rglob("*.py"):
-        if "paper" not in path.parts:
+        if not {"paper", "integrations"} & set(path.parts):
             tree = ast.parse(path.read_text())
             top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
             for module in _imports(ast.unparse(top)) - {"grokutils"} - set(sys.stdlib_module_names):
@@ -179,6 +179,10 @@ def _sources() -> dict[str, str]:
     return files
 
 
+# Whoever trains with these has them; this package works with them and installs none of them.
+PARTNERS = {"lightning", "pytorch_lightning", "tensorboard", "transformers"}
+
+
 def test_everything_imported_is_declared():
     own = {"grokutils", "benchmarks", "tests", "conftest"} | {p.stem for p in (ROOT / "tests").glob("*.py")}
     distributions = metadata.packages_distributions()
@@ -186,7 +190,8 @@ def test_everything_imported_is_declared():
     # packaging comes with pytest, whose own interface it is part of
     allowed.add("packaging")
     for file, source in _sources().items():
-        for module in _imports(source) - own - set(sys.stdlib_module_names):
+        partners = PARTNERS if file.startswith(("grokutils/integrations/", "tests/")) else set()
+        for module in _imports(source) - own - partners - set(sys.stdlib_module_names):
             providers = {canonicalize_name(name) for name in distributions.get(module, [])}
             assert providers & allowed, f"{file} imports {module}, which pyproject.toml does not declare"
 
@@ -308,7 +313,19 @@ def test_numbered_notebook_has_one_parameters_cell(path):
 
 # Every command shown to a reader -> the file whose given line runs it (or, for what cannot be run where
 # the tests run, checks it). Add the command here together with what runs it.
+_HOWTO = ("tests/test_howto_train.py", "def test_the_commands_on_the_page_run")
 RUN_BY = {
+    "grokutils train --model cnn --init-scale 1 --lr 1e-3 --steps 2000 --out runs/cnn": _HOWTO,
+    "grokutils diagnose runs/cnn --all-steps": _HOWTO,
+    "papermill notebooks/03_alpha.ipynb runs/cnn-alpha.ipynb -p run runs/cnn": (
+        "tests/test_howto_train.py", "def test_papermill_draws_the_convolutional_network"
+    ),
+    "grokutils report runs/cnn": _HOWTO,
+    "grokutils train --plugin mine.py --dataset stripes --model bottle --width 50 --optimizer nadam --init-scale 1 --steps 500 "
+    "--out runs/stripes": _HOWTO,
+    "grokutils diagnose runs/stripes --all-steps --plugin mine.py": _HOWTO,
+    "grokutils scan gpt-oss-20b --dry-run": ("tests/test_scan.py", "\"--dry-run\""),
+    "grokutils scan gpt-oss-20b --out gpt-oss-20b.parquet --jobs 4": ("tests/test_scan.py", "\"--out\""),
     "make book": (".ci/run", "make book"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
+from torch.nn.utils import prune
 
 from grokutils import RunConfig, diagnose, train
 from grokutils.cli import main
@@ -298,3 +299,20 @@ def test_from_a_shell(capsys, tmp_path):
     for arguments in (["x", "--all-steps"], [str(record.folder / "checkpoints" / "step_00000030.safetensors")]):
         assert main(["diagnose", *arguments, "--harmful"]) != 0
         assert "--harmful" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hooked", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.parametrizations.weight_norm,
+                                    nn.utils.weight_norm, nn.utils.spectral_norm])  # fmt: skip
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_whose_weights_are_computed_says_why_it_is_not_tested(hooked):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
+    hooked(net[0])
+    net(torch.zeros(1, 64))
+    raw = max(net[0].parameters(), key=torch.numel)
+    with torch.no_grad():
+        raw[3, 5], net[2].weight[2, 7] = 20.0, 20.0
+    found = diagnose(net, harmful=True, **FAST)
+    assert found.layer.tolist() == ["0", "2"]
+    assert "computed from others" in found.harm_reason[0] or "no trap" in found.harm_reason[0]
+    assert found.harm_reason[1] == "" and found.harmful.notna()[1]

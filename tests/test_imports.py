@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "grokutils"
 #: A room may import those on floors below its own, and itself.
-FLOORS = (("util",), ("spectra", "experiment"), ("records",), ("training",), ("paper",), ("cli",), ("__main__",))
+FLOORS = (("util",), ("spectra", "experiment"), ("records", "integrations"), ("training",), ("paper",), ("cli",), ("__main__",))
 #: The same inside paper/; what is not named is a chapter, and no chapter imports another.
-PAPER_FLOORS = (("judge",), ("kit",), ("CHAPTER",), ("claims",), ("claims_page", "explorer"))
+PAPER_FLOORS = (("judge",), ("kit",), ("CHAPTER",), ("claims",), ("claims_page", "explorer"), ("report",))
 
 
 def imports_of(file: Path) -> set[tuple[str, ...]]:

@@ -391,3 +391,10 @@ def test_a_source_without_two_dimensions_anywhere_is_still_an_error():
             survey(source)
     with pytest.raises(ValueError, match="must hold a weight matrix"):
         find_layers({"mask": np.ones((30, 30))})
+
+
+def test_a_convolution_says_that_weightwatcher_has_other_numbers():
+    net = nn.Sequential(nn.Conv2d(12, 16, 3), nn.Conv2d(12, 16, 1), nn.Linear(20, 30))
+    notes = diagnose(net, method="weightwatcher", **FAST).note
+    assert "WeightWatcher itself pools" in notes[0] and "pools" not in notes[1] + notes[2]
+    assert not diagnose(net, **FAST).note.str.contains("pools").any()

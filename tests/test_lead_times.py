@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grokutils import RunConfig
+from grokutils.records.schedule import log_spaced
 from grokutils.records.signals import LAYER_CONTROLS, NETWORK_CONTROLS, Signal, onset, signals_of
 from grokutils.records.study import Study
-from grokutils.training.schedule import log_spaced
 from grokutils.util import columns
 
 MEASURED = np.array(log_spaced(10**6, 40))

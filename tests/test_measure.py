@@ -75,8 +75,10 @@ def test_a_matrix_without_entries_is_refused(weight):
 
 @given(st.lists(matrices, min_size=1, max_size=4))
 def test_the_norm_of_a_network_is_that_of_all_its_matrices_but_not_its_biases(layers):
+    layers = [np.atleast_2d(w) for w in layers]
     weights = {f"fc{k}.weight": w for k, w in enumerate(layers, 1)}
     weights |= {f"fc{k}.bias": np.full(3, 1e9) for k in range(1, len(layers) + 1)}
+    weights |= {"norm.weight": np.full(3, 1e9), "buffer/norm.table": np.full((3, 3), 1e9)}
     together = np.concatenate([w.ravel() for w in layers])
     assert l2_norm(weights) == pytest.approx(np.linalg.norm(together))
     assert l2_norm(weights) == pytest.approx(math.hypot(*(weight_statistics(w)["l2_norm"] for w in layers)))

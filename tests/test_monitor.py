@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from grokutils import Monitor, diagnose
+from grokutils.spectra.alarms import rates
 from grokutils.spectra.monitor import SpectralWarning
 from grokutils.spectra.verdict import Thresholds
 from grokutils.util import columns
@@ -98,7 +99,7 @@ def test_mode_gradients_and_flags_are_left_alone(training):
 
 def test_it_warns_at_onset_once_and_again_after_a_recovery():
     net = network()
-    monitor = Monitor(net, every=10, patience=2)
+    monitor = Monitor(net, every=10, patience=2, alarms="traps")
     clean = net[0].weight.detach().clone()
     quiet(monitor, 30)
     with torch.no_grad():
@@ -109,20 +110,21 @@ def test_it_warns_at_onset_once_and_again_after_a_recovery():
             monitor.step()
     assert len(said) == 1 and said[0].filename == __file__, "the warning names the line of the loop"
     text = str(said[0].message)
-    assert text.startswith("step 50: 0 is trapped: 1.0 traps, the largest carried by one weight of")
+    assert text.startswith("step 50: 0: 1.0 correlation traps on average over the shuffles (alpha ")
+    assert "norm " in text and text.endswith(f"; {rates('traps')}.") and "trapped" not in text
     with torch.no_grad():
         net[0].weight.copy_(clean)
     quiet(monitor, 10)
     with torch.no_grad():
         net[0].weight[2, 3] = 30.0
-    with pytest.warns(SpectralWarning, match="^step 100: 0 is trapped"):
+    with pytest.warns(SpectralWarning, match="^step 100: 0: 1.0 correlation traps"):
         for _ in range(20):
             monitor.step()
 
 
 def test_a_short_episode_is_no_onset():
     net = network()
-    monitor = Monitor(net, every=1, patience=3)
+    monitor = Monitor(net, every=1, patience=3, alarms="traps")
     clean = net[0].weight.detach().clone()
     for _ in range(3):
         with torch.no_grad():
@@ -135,10 +137,11 @@ def test_a_short_episode_is_no_onset():
 
 def test_over_correlation_is_warned_of_and_thresholds_are_heeded():
     net = network()
-    strict = Monitor(net, every=1, patience=1, thresholds=Thresholds(over_correlated_below=99.0))
+    strict = Monitor(net, every=1, patience=1, alarms="alpha", thresholds=Thresholds(over_correlated_below=99.0))
     with pytest.warns(SpectralWarning) as said:
         strict.measure()
-    assert [str(w.message).partition(":")[2][:23] for w in said] == [" 0 is over-correlated: ", " 4 is over-correlated: "]
+    assert len(said) == 2 and all("is below 99 (" in str(w.message) for w in said)
+    assert [alarm.layer for alarm in strict.alarms] == ["0", "4"]
     assert all(w.filename == __file__ for w in said)
 
 
@@ -152,7 +155,7 @@ def test_a_layer_that_diverges_is_reported_and_survived():
     with torch.no_grad():
         net[0].weight[0, 0] = math.nan
     quiet(monitor, 1)
-    with pytest.warns(SpectralWarning, match="step 3: 0 is undetermined: .*1 of its 1200 entries are NaN") as said:
+    with pytest.warns(SpectralWarning, match="step 3: 0: cannot be measured: .*1 of its 1200 entries are NaN") as said:
         for _ in range(3):
             monitor.step()
     assert len(said) == 1
@@ -207,7 +210,7 @@ def test_the_log_has_every_measurement_at_once(tmp_path):
     lines = [json.loads(line, parse_constant=lambda c: pytest.fail(c)) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2, 4, 4, 6, 6, 6, 6] and list(lines[0]) == COLUMNS
     assert lines[-2]["alpha"] is None and "1 of its 1200 entries" in lines[-2]["reason"]
-    back = pd.read_json(path, lines=True)
+    back = pd.read_json(path, lines=True).drop_duplicates(["step", "layer"], keep="last").reset_index(drop=True)
     numbers = [name for name in COLUMNS if monitor.history[name].dtype.kind in "if"]
     pd.testing.assert_frame_equal(back[numbers].astype(float), monitor.history[numbers].astype(float), rtol=1e-12)
 
@@ -264,3 +267,29 @@ def test_a_log_that_cannot_be_opened_is_refused_before_training(tmp_path):
 def test_misuse_is_refused_before_training(arguments, error, said):
     with pytest.raises(error, match=said):
         Monitor(**{"model": network(), **arguments})
+
+
+# -- a log that is continued ----------------------------------------------------------------------------------
+
+
+def test_steps_go_on_from_the_last_one_of_the_log(tmp_path):
+    log, net = tmp_path / "alpha.jsonl", network()
+    quiet(Monitor(net, every=10, log=log, shuffles=0), 30)
+    again = Monitor(net, every=10, log=log, shuffles=0)
+    assert again.taken == 30
+    quiet(again, 20)
+    assert pd.read_json(log, lines=True).step.tolist() == [step for step in (10, 20, 30, 40, 50) for _ in range(2)]
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"loss": 3}\nno JSON\n')
+    assert Monitor(net, log=other).taken == 0
+
+
+def test_the_log_keeps_all_digits_of_small_weights(tmp_path):
+    net = nn.Sequential(nn.Linear(30, 20))
+    with torch.no_grad():
+        net[0].weight.mul_(1e-9)
+    monitor = Monitor(net, every=1, log=tmp_path / "log.jsonl", shuffles=0, cutoff="relative")
+    quiet(monitor, 1)
+    said = json.loads((tmp_path / "log.jsonl").read_text())
+    for name, value in monitor.history.iloc[0].items():
+        assert said[name] == value or (said[name] is None and math.isnan(value)), name

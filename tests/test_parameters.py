@@ -59,3 +59,11 @@ def test_cells(cells, said):
 
 def test_outside_of_a_notebook_nothing_is_checked():
     check_parameters()
+
+
+def test_every_notebook_with_parameters_checks_them_next():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, 4).cells
+        for cell, following in zip(cells, cells[1:], strict=False):
+            if "parameters" in cell.metadata.get("tags", []):
+                assert "check_parameters()" in following.source, path.name

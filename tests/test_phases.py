@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from grokutils.records.phases import Phases, find_phases
-from grokutils.training.schedule import log_spaced
+from grokutils.records.schedule import log_spaced
 
 
 def curves(train, test, steps=None) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from grokutils.cli import main
 from grokutils.paper.llm.generator import Planted, from_mxfp4, to_mxfp4, write_gpt_oss
 from grokutils.spectra import scan as scan_module
 from grokutils.spectra.diagnose import diagnose
@@ -199,6 +200,7 @@ def test_the_parquet_holds_the_table(folder, table, tmp_path):
     assert out.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_parquet(folder, tmp_path):
     out, whole = tmp_path / "killed.parquet", tmp_path / "whole.parquet"
     scan(folder, whole, shuffles=3, progress=False)
@@ -426,3 +428,45 @@ def test_the_summary_names_what_stands_out(folder, table):
     assert "Traps: in 2 of 26 matrices" in said and "a bias" in said and "2: 4 eigenvalues; at least 10 are needed" in said
     sampled = summary(scan(folder, sample=2, shuffles=0, progress=False))
     assert "95 % intervals" in sampled and "Not asked for: 8 matrices" in sampled
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_will_take_keeps_and_sums_up(folder, tmp_path, capsys):
+    out = tmp_path / "scan.parquet"
+    assert main(["scan", str(folder), "--kinds", "expert", "--sample", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("8 matrices of ") and not out.exists()
+    assert main(["scan", str(folder), "--out", str(out), "--kinds", "expert"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("16 matrices of ") and "Traps: in 2 of 16 matrices" in said.out
+    assert len(read_scan(out)) == 16
+    assert main(["scan", str(folder), "--out", str(out), "--kinds", "expert", "--quiet"]) == 0
+    again = capsys.readouterr()
+    assert again.out == said.out and again.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["absent"], 1, "absent"),
+        (["--sample", "two"], 2, "--sample must be a whole number of at least 0; got 'two'"),
+        (["--jobs", "0"], 2, "--jobs must be a whole number of at least 1; got '0'"),
+        (["--kinds", "experts"], 2, "kinds must be some of"),
+    ],
+)
+def test_the_command_fails_in_a_sentence(folder, capsys, arguments, status, said):
+    source = [] if arguments == ["absent"] else [str(folder)]
+    assert main(["scan", *source, *arguments]) == status
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("grokutils: ") and error.count("\n") == 1
+
+
+def test_the_command_keeps_what_was_done(folder, tmp_path, capsys, monkeypatch):
+    def dying(tasks, settings):
+        yield tasks[0], scan_module._row(tasks[0], settings)
+        raise ScanStopped("the memory is too small.")
+
+    monkeypatch.setattr(scan_module, "_in_turn", dying)
+    assert main(["scan", str(folder), "--out", str(tmp_path / "scan.parquet"), "--quiet"]) == 1
+    assert "the memory is too small; 1 matrices are kept in scan.parquet.journal" in capsys.readouterr().err

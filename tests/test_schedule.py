@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokutils.training.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
+from grokutils.records.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, every, log_spaced
 
 steps = st.integers(0, 10**8)
 densities = st.integers(1, 60)
@@ -64,3 +64,5 @@ def test_bad_numbers_are_refused(value):
         log_spaced(100, value)
     with pytest.raises(ValueError, match="per_decade"):
         log_spaced(100, 0)
+    with pytest.raises(ValueError, match=r"^interval must be a whole number of at least 1; got .+\.$"):
+        every(100, value)

@@ -407,3 +407,43 @@ def test_complex_eigenvalues():
 def test_rounding_errors_below_zero_count_as_zero():
     x = np.append(np.linspace(1, 50, 20), -1e-12)
     assert fit_power_law(x).alpha == fit_power_law(np.append(x[:-1], 0.0)).alpha
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (100, 50), (30, 200), (400, 400)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_an_orthogonal_matrix_has_no_alpha_in_any_precision(shape, dtype):
+    from grokutils import diagnose
+
+    torch.manual_seed(0)
+    W = torch.nn.init.orthogonal_(torch.empty(*shape)).to(dtype)
+    for source in (W, {"a": W}):
+        row = diagnose(source, shuffles=0, progress=False).iloc[0]
+        assert math.isnan(row.alpha) and "equal" in row.alpha_reason and row.verdict == "undetermined"
+
+
+def test_two_levels_of_equal_eigenvalues_have_no_slope_either():
+    noise = 1 + 1e-7 * np.random.default_rng(0).normal(size=60)
+    assert "equal up to rounding" in fit_power_law(noise * np.repeat([1.0, 2.0], 30)).reason
+    assert fit_power_law(np.linspace(1, 1.1, 60)).status == "ok"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_at_xmin_are_in_the_tail_as_in_weightwatcher(seed):
+    rng = np.random.default_rng(seed)
+    x = np.sort(np.round(rng.pareto(1.5, 60) + 1, 1))  # many ties
+    fit = fit_power_law(x)
+    assert fit.n_tail == np.count_nonzero(x >= fit.xmin)
+
+
+def test_no_warning_escapes_from_degenerate_matrices():
+    import warnings
+
+    from grokutils import diagnose
+
+    matrices = [np.ones((40, 30)), np.full((20, 20), 65504, np.float16), np.zeros((40, 30)), np.eye(30), np.full((12, 12), 1e150)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for W in matrices:
+            for method in ("bulk", "weightwatcher"):
+                if float(W.max()) < 1e30:
+                    diagnose(W, method=method, shuffles=2, ks_draws=0, progress=False)

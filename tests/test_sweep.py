@@ -11,6 +11,7 @@ import pytest
 
 from grokutils import ConfigError, RecordError, RunConfig, load_record, train
 from grokutils.records.files import read_parquet
+from grokutils.records.record import publish
 from grokutils.training.hooks import ClipWeights, Hook
 from grokutils.training.sweep import Condition, Fork, check, config_of, folder_of, sweep
 
@@ -130,6 +131,20 @@ def test_conditions_are_run_analysed_and_thinned_out(source):
     assert all(outcome.record is not None for outcome in again)
     parquet = {p: t for p, t in before.items() if p.suffix in (".parquet", ".safetensors")}
     assert parquet and all(p.stat().st_mtime_ns == t for p, t in parquet.items())
+
+
+def keep_nothing(record):
+    publish(record, record.folder, ())
+
+
+def test_what_is_measured_saved_and_kept_can_be_chosen():
+    training = dict(measure_every=50, measures_per_decade=1, saves_per_decade=1)
+    (found,) = go([Condition("a")], seeds=[0], training=training, thin_out=keep_nothing)
+    assert found.record.metrics.step.tolist() == [0, 1, 10, 50, 100, 120]
+    assert found.record.steps_saved == []
+    assert set(read_parquet(found.record.folder / "diagnostics.parquet").step) == {0, 1, 10, 100, 120}
+    (again,) = go([Condition("a")], seeds=[0], training=training, thin_out=keep_nothing)
+    assert again.record is not None and not again.error
 
 
 def test_another_run_in_the_folder_is_refused():

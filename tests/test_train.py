@@ -16,7 +16,7 @@ import torch
 
 from grokutils import ConfigError, RecordError, RunConfig, TrainingDiverged, load_record, train
 from grokutils.records import files
-from grokutils.training.schedule import log_spaced
+from grokutils.records.schedule import log_spaced
 
 
 def tiny(**changes) -> RunConfig:

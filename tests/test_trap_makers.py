@@ -74,7 +74,7 @@ def test_carriers_are_the_weights_that_were_put_there():
 
 def test_correlates(tmp_path):
     data = made(tmp_path / "x", (COLLAPSE, COLLAPSE, NEVER))
-    found = trap_correlates(data).set_index("layer")
+    found = trap_correlates(data)
     assert list(found.index) == ["fc1", "fc2"] and (found.networks == 3 * 4).all(), "four steps since memorisation"
     row = found.loc["fc1"]
     assert row.trapped == 0.5 and 0.8 < row.max_over_std < 1

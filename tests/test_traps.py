@@ -625,3 +625,27 @@ def test_arguments_of_mp_ks_and_trap_vectors():
             trap_vectors(W, **arguments)
     with pytest.raises(ValueError, match="method"):
         count_traps(x, (10, 20), "median")
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (200, 784)])
+@pytest.mark.parametrize("size", [1e8, 1e10, 1e13, 1e16, 1e30])
+def test_one_enormous_weight_is_one_trap_whatever_its_size(shape, size):
+    W = np.random.default_rng(0).normal(size=shape)
+    W[3, 5] = size
+    found = find_traps(W, shuffles=3)
+    assert found.counts.tolist() == [1.0] * 3
+    assert found.eigenvalues[:, -1] == pytest.approx(size**2, rel=1e-6)
+    small = find_traps(np.where(W == size, 0, W), shuffles=3)
+    np.testing.assert_allclose(found.threshold, small.threshold, rtol=0.05)  # the bulk is that of the other weights
+
+
+@pytest.mark.parametrize("shift", [1e6, 1e9, 1e12])
+def test_an_enormous_mean_is_one_trap(shift):
+    found = find_traps(np.random.default_rng(0).normal(size=(100, 150)) + shift, shuffles=3)
+    assert found.counts.tolist() == [1.0] * 3
+
+
+def test_rounding_of_a_constant_matrix_is_no_bulk():
+    for constant in (0.1, 65504.0, 1e30):
+        found = find_traps(np.full((40, 30), constant), shuffles=3)
+        assert found.status == "failed" and "lost in the rounding of the largest" in found.reason

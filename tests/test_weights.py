@@ -186,6 +186,8 @@ def test_gptq(permuted, bits):
     if not permuted:
         del source["a.g_idx"]
         np.testing.assert_allclose(read(source, "a"), expected, rtol=1e-5)
+    odd = diagnose(source | {"a.g_idx": np.arange(inputs).astype(np.int32)}, **FAST)
+    assert odd.layer.tolist() == ["a"] and "g_idx names groups up to 63, and there are 4" in odd.alpha_reason[0]
     del source["a.qzeros"]
     assert "without the scales and zeros" in reasons(source)["a.qweight"]
 
@@ -327,3 +329,14 @@ def test_arrays_of_ml_dtypes(dtype):
     found = diagnose({"a.weight": W, "b.weight": W.astype(np.float32)}, **FAST)
     assert found.layer.tolist() == ["a", "b"] and found.alpha.nunique() == 1
     assert math.isfinite(found.alpha[0])
+
+
+def test_whatever_reading_raises_is_the_reason_of_a_row():
+    from grokutils.spectra.layers import Layer
+    from grokutils.spectra.matrix import Options, diagnose_layer
+
+    def broken():
+        raise KeyError("gone")
+
+    row = diagnose_layer(Layer("a", (3, 3), "", broken), Options(shuffles=0)).row
+    assert math.isnan(row["alpha"]) and "gone" in row["alpha_reason"]

@@ -8,16 +8,20 @@ scikit-learn: all three phases in about a minute.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from grokutils.experiment import registry
+from grokutils.experiment.traits import data_traits, model_traits
 from grokutils.util.checks import Interval, shown
 
-__all__ = ["ConfigError", "Member", "RunConfig", "RECIPES", "hyperparameters"]
+__all__ = ["ConfigError", "Member", "Own", "RunConfig", "RECIPES", "hyperparameters"]
 
 
 class ConfigError(ValueError):
@@ -32,28 +36,40 @@ class Member:
     weight_decay: float
 
 
-def _spec(default, help, *, low=None, high=None, open_low=False, choices=None, symbol=None, only=None):
-    """A field with what `RunConfig` needs to check it and the tables need to describe it; `only` names the
-    model that it means something to."""
-    meta = dict(
-        help=help, low=low, high=high, open_low=open_low, choices=choices, symbol=symbol, only=only
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Own:
+    """What tells a run from others where parts of it are not this package's: set by `grokutils.train`.
+
+    Of the model, the data, the loss and the optimiser a text (`grokutils.experiment.identity`), empty for a part of the
+    package; the shape of an example and the number of classes; and whether another loop trained it
+    (`grokutils.records.recorder`).
+    """
+
+    model: str = ""
+    data: str = ""
+    loss: str = ""
+    optimizer: str = ""
+    shape: tuple[int, ...] | None = None
+    classes: int | None = None
+    recorded: bool = False
+
+
+def _spec(default, help, *, low=None, high=None, open_low=False, choices=None, symbol=None):
+    """A field with what `RunConfig` needs to check it and the tables need to describe it."""
+    meta = dict(help=help, low=low, high=high, open_low=open_low, choices=choices, symbol=symbol)
     return field(default=default, metadata=meta)
 
 
 # 2**24: the optimiser counts its steps in float32 on CUDA, exact up to here.
 MAX_STEPS = 2**24
 
-# Images of the rarest class there are to choose from, less what the test set must keep.
-MAX_PER_CLASS = {"mnist": 850, "digits": 150}
-
-#: Pixels of an image.
-PIXELS = {"mnist": 784, "digits": 64}
-
-# What each model can be trained on.
-_DATASETS = {"mlp": ("mnist", "digits"), "transformer": ("modular-addition",)}
-
-_PRIMES = [n for n in range(5, 258) if all(n % k for k in range(2, n))]
+# What may be a name of the user's own.
+_KINDS = ("dataset", "model", "optimizer", "loss")
+# What means something to every model; the other fields are those of one kind of model or data (`traits`).
+_PARTIAL = (
+    "per_class", "random_labels", "p", "fraction", "depth", "width", "d_model", "n_heads", "d_mlp", "loss",
+    "loss_dtype",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +88,19 @@ class RunConfig:
     """
 
     recipe_name: str = _spec("paper", "which recipe the defaults came from", choices=("paper", "express", "modular"))
-    dataset: str = _spec(
-        "mnist", "what is learnt", choices=tuple(name for names in _DATASETS.values() for name in names)
-    )
-    per_class: int = _spec(100, "training images per class, drawn with the seed", low=1, only="mlp")
-    p: int = _spec(113, "the modulus, a prime", low=_PRIMES[0], high=_PRIMES[-1], only="transformer")
-    fraction: float = _spec(
-        0.3, "share of all pairs that is trained on", low=0, high=1, open_low=True, only="transformer"
-    )
+    dataset: str = _spec("mnist", "what is learnt", choices=functools.partial(registry.names, "dataset"))
+    per_class: int = _spec(100, "training images per class, drawn with the seed", low=1)
+    p: int = _spec(113, "the modulus, a prime", low=5, high=257)
+    fraction: float = _spec(0.3, "share of all pairs that is trained on", low=0, high=1, open_low=True)
     random_labels: float = _spec(
         0.0, "share of the training labels replaced by random ones (a control)", low=0, high=1
     )
-    model: str = _spec("mlp", "architecture", choices=tuple(_DATASETS))
-    depth: int = _spec(3, "linear layers", low=2, high=8, only="mlp")
-    width: int = _spec(200, "hidden units per hidden layer", low=1, high=8192, only="mlp")
-    d_model: int = _spec(128, "width of the residual stream", low=1, high=4096, only="transformer")
-    n_heads: int = _spec(4, "attention heads", low=1, high=256, only="transformer")
-    d_mlp: int = _spec(512, "hidden units of the feed-forward layer", low=1, high=16384, only="transformer")
+    model: str = _spec("mlp", "architecture", choices=functools.partial(registry.names, "model"))
+    depth: int = _spec(3, "linear layers", low=2, high=8)
+    width: int = _spec(200, "hidden units per hidden layer", low=1, high=8192)
+    d_model: int = _spec(128, "width of the residual stream", low=1, high=4096)
+    n_heads: int = _spec(4, "attention heads", low=1, high=256)
+    d_mlp: int = _spec(512, "hidden units of the feed-forward layer", low=1, high=16384)
     init_scale: float = _spec(
         8.0, "factor on the usual initial weights and biases", low=0, high=1000, open_low=True
     )
@@ -98,7 +110,12 @@ class RunConfig:
         "adamw",
         "'adamw'; 'amsgrad': its variant that divides by the largest second moment so far; 'sgd': plain "
         "momentum, of size beta 1",
-        choices=("adamw", "amsgrad", "sgd"),
+        choices=functools.partial(registry.names, "optimizer"),
+    )
+    loss: str = _spec(
+        "default",
+        "'default': the perceptron's mean squared error on one-hot targets, cross-entropy for all others",
+        choices=functools.partial(registry.names, "loss"),
     )
     beta1: float = _spec(0.9, "AdamW beta 1", low=0, high=0.999999)
     beta2: float = _spec(0.999, "AdamW beta 2", low=0, high=0.99999999)
@@ -112,11 +129,17 @@ class RunConfig:
     )
     steps: int = _spec(10_000_000, "optimisation steps", low=1, high=MAX_STEPS)
     dtype: str = _spec("float64", "floating-point type of all arithmetic", choices=("float64", "float32"))
+    loss_dtype: str = _spec(
+        "float64", "floating-point type of the cross-entropy and its gradient", choices=("float64", "float32")
+    )
     seed: int = _spec(0, "seed of the subset, the initial weights and the batches", low=0, high=2**32 - 1)
     intervention: str = _spec("", "hooks of the training loop and the record it was forked from; set by `train`")
     members: tuple[Member, ...] | None = field(
         default=None,
         metadata=dict(help="several (seed, weight decay) networks trained side by side"),
+    )
+    own: Own | None = field(
+        default=None, metadata=dict(help="what identifies parts that are not of this package; set by `train`")
     )
 
     # -- making one ---------------------------------------------------------------------------------
@@ -136,14 +159,16 @@ class RunConfig:
         _refuse_unknown(values)
         config = cls(**values)
         for given, value in overrides.items():
-            only = _FIELDS[_LONG_NAME.get(given, given)].get("only")
-            if value is not None and only not in (None, config.model):
+            if value is not None and not config.means(_LONG_NAME.get(given, given)):
                 raise ConfigError(f"{given} means nothing to the {config.model} of this recipe; leave it out.")
         return config
 
     def replace(self, **changes: Any) -> RunConfig:
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, checked again. With another model, data set, loss or optimiser it is no
+        longer known what is the user's own (`own`), until it is trained."""
         _refuse_unknown(changes)
+        if any(name in changes and changes[name] != getattr(self, name) for name in _KINDS):
+            changes.setdefault("own", None)
         return dataclasses.replace(self, **changes)
 
     def ensemble(self, seeds: Iterable[int], weight_decays: Iterable[float] | None = None) -> RunConfig:
@@ -159,51 +184,26 @@ class RunConfig:
         return self.replace(members=tuple((s, d) for d, s in itertools.product(weight_decays, seeds)))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "own", _checked_own(self.own))
         for name, spec in _FIELDS.items():
             value = getattr(self, name)
-            object.__setattr__(
-                self, name, _checked_members(value) if name == "members" else _checked(name, value, spec)
-            )
-        if self.dataset not in _DATASETS[self.model]:
-            allowed = " or ".join(map(repr, _DATASETS[self.model]))
-            raise ConfigError(f"dataset must be {allowed} for the {self.model}; got {self.dataset!r}.")
-        if self.model == "mlp":
-            self._check_images()
-        else:
-            self._check_pairs()
-
-    def _check_images(self) -> None:
-        most = MAX_PER_CLASS[self.dataset]
-        if self.per_class > most:
-            raise ConfigError(
-                f"per_class must be between 1 and {most} for {self.dataset}; got {shown(self.per_class)}."
-            )
-        if self.train_size % self.batch:
-            raise ConfigError(
-                f"batch_size must divide the training set of {self.train_size} images; "
-                f"got {shown(self.batch_size)}."
-            )
-
-    def _check_pairs(self) -> None:
-        if self.p not in _PRIMES:
-            raise ConfigError(f"p must be a prime from {_PRIMES[0]} to {_PRIMES[-1]}; got {self.p}.")
-        pairs = self.p**2
-        if not 1 <= self.train_size < pairs:
-            raise ConfigError(
-                f"fraction must leave at least one of the {pairs} pairs to train on and one to test on; "
-                f"got {self.fraction}."
-            )
-        if self.d_model % self.n_heads:
-            raise ConfigError(f"n_heads must divide d_model, {self.d_model}; got {self.n_heads}.")
-        if self.batch != self.train_size:
-            raise ConfigError(f"batch_size must be 0, the whole training set, here; got {self.batch_size}.")
+            if name == "members":
+                value = _checked_members(value)
+            elif name in _KINDS and self.own is not None and _is_name(value):
+                pass  # what it names may be registered in another process only
+            elif name != "own":
+                value = _checked(name, value, spec)
+            object.__setattr__(self, name, value)
+        for refusal in (model_traits(self.model).refusal(self), data_traits(self.dataset).refusal(self)):
+            if refusal:
+                raise ConfigError(refusal)
 
     # -- what follows from it -----------------------------------------------------------------------
 
     @property
-    def train_size(self) -> int:
-        """Examples in the training set: images of ten classes, or pairs."""
-        return 10 * self.per_class if self.model == "mlp" else round(self.fraction * self.p**2)
+    def train_size(self) -> int | None:
+        """Examples in the training set; None if that is not known before the data are loaded."""
+        return data_traits(self.dataset).train_size(self)
 
     @property
     def worth_threads(self) -> bool:
@@ -212,50 +212,48 @@ class RunConfig:
         The paper recipe's are not: a second core makes it 1.3 times as fast at best, and on a machine that does
         something else as well, threads that wait for each other make it many times slower.
         """
-        inner = self.width if self.model == "mlp" else self.d_mlp
-        return self.batch * inner**2 > 50_000_000
+        return model_traits(self.model).worth_threads(self)
 
     @property
-    def parameters(self) -> int:
-        """Parameters of one network.
+    def parameters(self) -> int | None:
+        """Parameters of one network; None if that is not known before it is built.
 
         >>> RunConfig.recipe("paper").parameters
         199210
         """
-        if self.model == "mlp":
-            sizes = [PIXELS[self.dataset], *[self.width] * (self.depth - 1), 10]
-            return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
-        d, tokens = self.d_model, self.p + 1
-        return (tokens + 3 + self.p) * d + 4 * d**2 + 2 * d * self.d_mlp + self.d_mlp + d
+        return model_traits(self.model).parameters(self)
 
     @property
     def memory(self) -> int:
         """Bytes that a run holds at least: parameters, gradients and moments of all members, what a save makes of
-        them, the data, and the activations of a step."""
+        them, the data, and the activations of a step. What is not known before it is built or loaded counts as 0."""
         number = 8 if self.dtype == "float64" else 4
         members, copies = len(self.networks), 4 + (self.optimizer == "amsgrad")
-        buffers = (2 * copies - 1) * self.parameters  # a save holds all but the gradients once more
-        if self.model == "mlp":
-            data = self.train_size * PIXELS[self.dataset]
-            hidden = 2 * self.batch * self.width * (self.depth - 1)
-        else:
-            data = 2 * self.p**3  # sums over pairs as matrix products
-            hidden = self.train_size * (8 * self.d_model + 2 * self.d_mlp + 4 * self.p)
-        return members * number * (buffers + data + hidden)
+        buffers = (2 * copies - 1) * (self.parameters or 0)  # a save holds all but the gradients once more
+        activations = model_traits(self.model).activations(self) if self.train_size else 0
+        return members * number * (buffers + activations)
 
     @property
     def work(self) -> float:
         """Floating-point operations of one step, of all members: a product forwards and two backwards for each
-        parameter and example."""
-        each = self.parameters
-        if self.model == "transformer":  # what depends on one token is computed once for each token, not pair
-            each = self.d_model**2 + 2 * self.d_model * self.d_mlp + 3 * self.p * self.d_model
+        parameter and example; 0 if that is not known."""
+        each = model_traits(self.model).work(self) if self.train_size else 0.0
         return 6.0 * len(self.networks) * self.batch * each
 
     @property
     def batch(self) -> int:
-        """Examples per step."""
-        return self.batch_size or self.train_size
+        """Examples per step; 0: all, where it is not known how many those are."""
+        return self.batch_size or self.train_size or 0
+
+    def means(self, name: str) -> bool:
+        """Whether a field means something to this model and data.
+
+        >>> RunConfig.recipe("modular").means("width")
+        False
+        """
+        if self.own is not None and self.own.recorded:
+            return name in _RECORDED
+        return name not in _PARTIAL or name in (*model_traits(self.model).fields, *data_traits(self.dataset).fields)
 
     @property
     def networks(self) -> tuple[Member, ...]:
@@ -271,10 +269,10 @@ class RunConfig:
         else:
             parts = [self.recipe_name, f"{len(self.members)}members"]
         base = RunConfig.recipe(self.recipe_name)
-        aside = {"recipe_name", "weight_decay", "seed", "steps", "members", "intervention"}
+        aside = {"recipe_name", "weight_decay", "seed", "steps", "members", "intervention", "own"}
         changed = {n: v for n in _FIELDS if n not in aside and (v := getattr(self, n)) != getattr(base, n)}
         parts += [f"{n}={_short(v)}" for n, v in changed.items()]
-        if self.members is not None or self.intervention:
+        if self.members is not None or self.intervention or self.own is not None:
             parts.append(self.identity[:8])
         name = "-".join(parts)
         # file systems take 255 bytes
@@ -313,17 +311,19 @@ class RunConfig:
         return [
             (name, getattr(self, name), spec["help"])
             for name, spec in _FIELDS.items()
-            if spec.get("only") in (None, self.model) and (name != "intervention" or self.intervention)
+            if self.means(name) and (name not in _IF_GIVEN or getattr(self, name) != _DEFAULTS[name])
         ]
 
 
 _FIELDS: dict[str, Mapping[str, Any]] = {f.name: f.metadata for f in dataclasses.fields(RunConfig)}
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-_TYPES = {
-    f.name: type(f.default) for f in dataclasses.fields(RunConfig) if f.name != "members"
-}
 # Fields that are not one plain value that a user gives.
-_NOT_SET = ("members", "intervention")
+_NOT_SET = ("members", "intervention", "own")
+_TYPES = {f.name: type(f.default) for f in dataclasses.fields(RunConfig) if f.name not in ("members", "own")}
+# Fields that are described where they are not what they usually are.
+_IF_GIVEN = ("intervention", "loss", "own")
+# All that is known of a run that another loop trained.
+_RECORDED = ("dataset", "model", "weight_decay", "steps", "seed", "own")
 _LONG_NAME = {s["symbol"]: n for n, s in _FIELDS.items() if s.get("symbol")}
 
 # What each recipe changes of the defaults above.
@@ -358,8 +358,16 @@ def _allowed(name: str) -> str:
     """What a field may be, in words."""
     spec, kind = _FIELDS[name], _TYPES[name]
     if kind is str:
-        return "one of " + ", ".join(map(repr, spec["choices"])) if spec["choices"] else "text"
+        return "one of " + ", ".join(map(repr, _choices(spec))) if spec["choices"] else "text"
     return str(_interval(kind, spec))
+
+
+def _choices(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    return spec["choices"]() if callable(spec["choices"]) else spec["choices"]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is not None
 
 
 def _interval(kind: type, spec: Mapping[str, Any]) -> Interval:
@@ -378,10 +386,20 @@ def hyperparameters() -> list[tuple[str, str, str]]:
 def _checked(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
     kind = _TYPES[name]
     if kind is str:
-        if not isinstance(value, str) or (spec["choices"] and value not in spec["choices"]):
+        if not isinstance(value, str) or (spec["choices"] and value not in _choices(spec)):
             raise ConfigError(f"{name} must be {_allowed(name)}; got {shown(value)}.")
         return value
     return _interval(kind, spec).check(name, value, text=True, error=ConfigError)
+
+
+def _checked_own(value: Any) -> Own | None:
+    if value is None or isinstance(value, Own):
+        return value
+    try:
+        found = Own(**value)
+        return dataclasses.replace(found, shape=None if found.shape is None else tuple(map(int, found.shape)))
+    except (TypeError, ValueError):
+        raise ConfigError(f"own must be what `train` has set; got {shown(value)}.") from None
 
 
 def _checked_members(value: Any) -> tuple[Member, ...] | None:

@@ -104,7 +104,7 @@ def table_1(*studies: Study) -> pd.DataFrame:
     rows = []
     for layer in (*layers_of(studies), "average"):
         rows += [row for table in (TABLE_1, TABLE_1_ARXIV) for row in published(table, layer, layer)]
-        for data in studies:
+        for data in (some for some in studies if layer in (*some.layers, "average")):
             rows += over_phases(layer, data, data.over_steps(layer), "alpha", 2)
             clipped = over_phases(layer, data, data.over_steps(layer), "alpha_clipped", 2)
             rows += [row | {"source": f"{row['source']}, clipped"} for row in clipped]

@@ -648,7 +648,7 @@ def with_run(run: str | os.PathLike | None) -> dict[str, Mapping[str, str | os.P
         return records
     config = load_record(run).config
     decays = [network.weight_decay for network in config.networks]
-    if config.model != "mlp":
+    if config.dataset == "modular-addition":
         return records | {"your run": {"wd0": None, "wd0.01": None, "modular": run, **dict.fromkeys(CAUSE_RECORDS)}}
     needs: dict[str, str | os.PathLike | None] = {"modular": None, **dict.fromkeys(CAUSE_RECORDS)}
     if min(decays) == 0:

@@ -10,7 +10,7 @@ from grokutils.experiment import data
 from grokutils.experiment.config import RunConfig
 from grokutils.experiment.models import build
 from grokutils.paper.kit.figures import figure, use_svg
-from grokutils.training.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
+from grokutils.records.schedule import MEASURES_PER_DECADE, SAVES_PER_DECADE, log_spaced
 from grokutils.util.checks import Interval
 
 __all__ = [
@@ -51,6 +51,8 @@ def training_images(config: RunConfig, columns: int = 10) -> Figure:
     """The first training images of each class: one row a class."""
     columns = min(Interval(int, 1).check("columns", columns), config.per_class)
     dataset = data.load(config, config.networks[0].seed)
+    if dataset.image_shape is None:
+        raise ValueError(f"the data of this run, {config.dataset}, are no images.")
     made, grid = plt.subplots(
         10, columns, figsize=(0.42 * columns + 0.5, 4.6), squeeze=False,
         gridspec_kw=dict(wspace=0.08, hspace=0.08), layout="none",

@@ -167,8 +167,12 @@ def _situations(data: Study, control: Study) -> dict[str, pd.DataFrame]:
 
 
 def _judged(tests: Mapping[str, Rule], situations: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    rows = [
-        (name, situation, int(test(at).sum()) if len(at) else 0, len(at), len(at) if i == 1 else 0)
-        for name, test in tests.items() for i, (situation, at) in enumerate(situations.items())
-    ]  # fmt: skip
+    rows = []
+    for name, test in tests.items():
+        for i, (situation, at) in enumerate(situations.items()):
+            try:
+                called, n = int(test(at).sum()) if len(at) else 0, len(at)
+            except KeyError:  # networks of another kind, without such a layer
+                called, n = 0, 0
+            rows.append((name, situation, called, n, n if i == 1 else 0))
     return pd.DataFrame(rows, columns=["rule", "situation", "called", "n", "right"])

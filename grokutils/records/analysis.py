@@ -41,6 +41,11 @@ _DRAWS = 4
 _FILES = ("spectra", "baselines", "diagnostics")  # in the order in which they are written
 
 
+def stamp_of(identity: str) -> dict[str, Any]:
+    """The mark of tables whose numbers no option of the analysis changes."""
+    return {"version": _VERSION, "identity": identity}
+
+
 class NotKept(UserWarning):
     """An analysis could not be stored in its record, or not all of it could be done."""
 
@@ -87,7 +92,8 @@ def analyze_record(
 
     If it is not to be stored, or the folder cannot be written, or is in use by a training process, or holds rows
     of other options for steps whose weights are gone (a published record), the result is returned all the same,
-    and a `NotKept` warning says once that it was not stored. Without the training images there are no ``baselines``; a warning says so.
+    and a `NotKept` warning says once that it was not stored. Without the training data, or the code of a network
+    of the user's own, there are no ``baselines``; a warning says so.
 
     Raises
     ------
@@ -124,7 +130,7 @@ class _Work:
         self.store = store
         self.options = options
         # equal for two analyses whose numbers are the same
-        run = {"version": _VERSION, "identity": source.config.identity}
+        run = stamp_of(source.config.identity)
         with_options = run | {name: _plain(value) for name, value in options.as_dict().items()}
         self.stamp = {"spectra": with_options, "baselines": run, "diagnostics": with_options}
         self.frames, self.lost = self._stored()
@@ -170,7 +176,7 @@ class _Work:
         if images is None:
             return {}
         if all(np.isfinite(w).all() for w in weights.values()):
-            module = self.source.as_module(weights)
+            module = self.source.model(*key)
             if images.is_floating_point():
                 images = images.to(next(module.parameters()).dtype)
             with one_torch_thread():
@@ -184,7 +190,9 @@ class _Work:
         seed = self.source.config.networks[member].seed
         if seed not in self._images:
             try:
-                self._images[seed] = torch.from_numpy(data.load(self.source.config, seed).x_train)
+                images = torch.from_numpy(data.load(self.source.config, seed).x_train)
+                self.source.model(self.source.steps_saved[0], member)  # its code must be at hand, too
+                self._images[seed] = images
             except data.DataError as error:
                 warnings.warn(f"there are no baselines of {self.source.name}: {error}", NotKept, stacklevel=5)
                 self._images = {network.seed: None for network in self.source.config.networks}

@@ -33,6 +33,7 @@ __all__ = [
 _CHECKSUM = "sha256"
 # Where pandas from 2.1 on keeps a table's ``attrs``; what is older does not keep them.
 _ATTRS = b"PANDAS_ATTRS"
+_ORDER = "order"
 # Stands where a table's checksum will be while it is computed.
 _BLANK = b"checksum".ljust(64, b"-")
 _FOUND = re.compile(rb'"sha256": ?"([^"]{64})"')
@@ -124,8 +125,9 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Arrays in safetensors form, with a checksum of them and of the metadata."""
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    """Arrays in safetensors form, with their order, which the form does not keep, and a checksum of all of it."""
+    arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}  # a single number stays one
+    metadata = {**metadata, _ORDER: json.dumps(list(arrays))}
     write_atomic(path, safetensors.numpy.save(arrays, {**metadata, _CHECKSUM: _digest(arrays, metadata)}))
 
 
@@ -211,7 +213,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a file `write_tensors` wrote.
+    """Arrays, in the order in which they were written, and metadata of a file `write_tensors` wrote.
 
     Raises
     ------
@@ -219,7 +221,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     content = read_bytes(path)
     try:
-        arrays = dict(sorted(safetensors.numpy.load(content).items()))  # which has them in random order
+        arrays = safetensors.numpy.load(content)  # in random order
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
@@ -228,7 +230,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     # an earlier version had a checksum of the arrays alone
     if checksum not in (_digest(arrays, metadata), _digest(arrays)):
         raise _altered(path)
-    return arrays, metadata
+    order = json.loads(metadata.pop(_ORDER, "[]")) or sorted(arrays)  # an earlier version kept none
+    return {name: arrays[name] for name in order}, metadata
 
 
 def _altered(path: Path) -> RecordError:

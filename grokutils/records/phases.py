@@ -70,6 +70,9 @@ def find_phases(
         raise ValueError(f"metrics must have the columns step, train_accuracy, test_accuracy; no {min(missing)}.")
     if metrics.empty:
         raise ValueError("metrics must have at least one row; got none.")
+    metrics = metrics.dropna(subset=["train_accuracy", "test_accuracy"], how="all")  # where only a loss was measured
+    if metrics.empty:
+        raise ValueError("phases need train_accuracy and test_accuracy, which were not measured in this run.")
     if metrics.step.duplicated().any():
         raise ValueError("metrics must be those of one member; a step is there twice.")
     for name in ("train_accuracy", "test_accuracy"):

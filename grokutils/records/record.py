@@ -31,6 +31,7 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
+from grokutils.experiment.traits import model_traits
 from grokutils.records import files
 from grokutils.records.files import RecordError
 from grokutils.util import columns, paths
@@ -41,7 +42,7 @@ __all__ = ["FORMAT", "Record", "RecordError", "Unmarked", "find_reference", "lis
 FORMAT = 2
 
 # What analysis adds to a record.
-_DERIVED = (
+DERIVED = (
     "diagnostics.parquet", "spectra.parquet", "baselines.parquet", "interventions.parquet", "regrowth.parquet"
 )  # fmt: skip
 
@@ -106,7 +107,8 @@ class Record:
     @property
     def metrics(self) -> pd.DataFrame:
         """A row per measured step and member: ``step, member, seed, weight_decay``, accuracies (0 to 1)
-        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each."""
+        and losses on both sets, ``l2_norm`` of all matrices, and ``<layer>_<statistic>`` of each. The transformer
+        has margins too, NaN where the record is older than they are."""
         provenance = self.provenance
         frame = self._stored("metrics")
         path = self.folder / "metrics.parquet"
@@ -118,6 +120,8 @@ class Record:
             raise RecordError(f"{path} belongs to another run: its seeds or weight decays are not those of config.json.")
         if frame.attrs.get("grokutils", {}).get("step", math.inf) < provenance["step"]:
             raise RecordError(f"{path} is of an earlier time of this run: it does not reach step {provenance['step']:,}.")
+        if model_traits(self.config.model).margins:
+            frame = frame.reindex(columns=[*frame, *(name for name in columns.MARGINS if name not in frame)])
         return _filled(frame[frame.step <= self.step].reset_index(drop=True), "metrics")
 
     def table(self, name: str) -> pd.DataFrame:
@@ -164,9 +168,10 @@ class Record:
         done = self.step
         return sorted(s for s in steps if s <= done)
 
-    def weights(self, step: int | None = None, member: int = 0) -> dict[str, np.ndarray]:
+    def weights(self, step: int | None = None, member: int = 0, *, buffers: bool = False) -> dict[str, np.ndarray]:
         """Weights at a saved step (default: the last) by their `torch.nn` names: ``fc1.weight``
-        (200, 784) and so on.
+        (200, 784) and so on. With ``buffers`` also what a network holds besides, such as the running means of batch
+        normalisation, after ``buffer/``.
 
         Raises
         ------
@@ -188,14 +193,13 @@ class Record:
         self._check_marks(path, metadata.get("identity"))
         if metadata.get("step", str(step)) != str(step):
             raise RecordError(f"{path} holds the weights of step {metadata['step']}, not of step {step}; move it away.")
-        if count == 1:
-            return arrays
-        prefix = f"member{member}/"
-        return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        prefix = "" if count == 1 else f"member{member}/"
+        own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        return {name: a for name, a in own.items() if buffers or not name.startswith(models.BUFFER)}
 
     def model(self, step: int | None = None, member: int = 0) -> torch.nn.Module:
         """The network at a saved step as a plain `torch.nn` module, for any other tool."""
-        return self.as_module(self.weights(step, member))
+        return self.as_module(self.weights(step, member, buffers=True))
 
     def diagnose(self, *, harmful: bool = False, inputs: Any = None, **options: Any) -> pd.DataFrame:
         """Diagnose all saved steps and members: the `diagnostics` of `grokutils.records.analysis.analyze_record`, kept
@@ -217,7 +221,12 @@ class Record:
         return analyze_record(self, **options).diagnostics
 
     def as_module(self, weights: Mapping[str, np.ndarray]) -> torch.nn.Module:
-        """Weights of this run's architecture as a plain `torch.nn` module."""
+        """Weights of this run's architecture, with its buffers, as a plain `torch.nn` module.
+
+        Raises
+        ------
+        DataError : the code of a network of the user's own is not at hand.
+        """
         return models.as_module(self.config, weights)
 
 
@@ -281,9 +290,9 @@ def publish(source: Record, target: Path, steps: Iterable[int]) -> Record:
     if files.is_file(target / "config.json") and _read_config(target).identity != source.config.identity:
         raise RecordError(f"{target} holds another run; choose another name.")
     keep = [Path("config.json"), Path("metrics.parquet")]
-    keep += [Path(name) for name in _DERIVED if files.is_file(source.folder / name)]
+    keep += [Path(name) for name in DERIVED if files.is_file(source.folder / name)]
     keep += [checkpoint_path(Path(), step) for step in sorted(steps)]
-    if not source.complete:
+    if not source.complete and (source.folder / "state.safetensors").is_file():
         keep.append(Path("state.safetensors"))
     keep.append(Path("provenance.json"))
     with files.locked(source.folder):

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from grokutils.experiment.config import RunConfig
+from grokutils.experiment.traits import model_traits
 from grokutils.records.analysis import Analysis, analyze_record
 from grokutils.records.phases import PHASES, Phases, find_phases
 from grokutils.records.record import Record, load_record
@@ -99,7 +100,7 @@ class Study:
     def recipe_changes(self) -> list[str]:
         """What was changed of the recipe, besides seed, decay and steps."""
         base = RunConfig.recipe(self.config.recipe_name)
-        aside = {"recipe_name", "seed", "weight_decay", "steps", "members"}
+        aside = {"recipe_name", "seed", "weight_decay", "steps", "members", "own"}
         return [
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={safe_name(str(value))}"
             for name, value, _ in self.config.describe()
@@ -108,7 +109,9 @@ class Study:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, and what was changed of it."""
+        """The recipe's name, and what was changed of it; of another loop, the network's."""
+        if self.config.own is not None and self.config.own.recorded:
+            return f"{self.config.model}, a loop of its own"
         changes = f" with {', '.join(self.recipe_changes)}" if self.recipe_changes else ""
         return f"{self.config.recipe_name} recipe{changes}"
 
@@ -120,11 +123,11 @@ class Study:
 
     @cached_property
     def layers(self) -> list[str]:
-        """The layers that the papers follow: all of a perceptron's but the last, all matrices of another
-        model that are large enough for a fit of alpha."""
+        """The layers that the papers follow: all matrices that are large enough for a fit of alpha, of a perceptron all of
+        those but the last."""
         sizes = self.diagnostics.groupby("layer", sort=False)[["rows", "columns"]].first().min(axis=1)
         found = sizes.index[sizes >= MIN_EIGENVALUES].tolist() or sizes.index.tolist()
-        return found[:-1] if self.config.model == "mlp" and len(found) > 1 else found
+        return found if model_traits(self.config.model).follows_last or len(found) == 1 else found[:-1]
 
     # -- phases ---------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ def numbers(value: Any) -> np.ndarray:
         return value.numpy()
     array = np.asarray(value)
     if array.dtype.kind == "f" or is_number(array.dtype.name) and array.dtype.kind != "c":
-        return array if array.dtype.itemsize >= 8 and array.dtype.kind == "f" else array.astype(np.float32)
+        return array if array.dtype.itemsize >= 8 and array.dtype.kind == "f" else array.astype(np.float32, copy=False)
     if array.dtype.kind == "V":  # small integers and scales of ml_dtypes
         return array.astype(np.float32 if array.dtype.name.startswith("float") else np.int8)
     return array
@@ -187,7 +187,9 @@ def decoded(raw: np.ndarray, dtype: str, count: int) -> np.ndarray:
     [0.5, 1.0, 0.0, -6.0]
     """
     if dtype == "bfloat16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        wide = raw.view("<u2").astype(np.uint32)
+        wide <<= 16  # in place: these may be gigabytes
+        return wide.view(np.float32)
     if dtype == EXPONENTS:
         return exponents(raw)
     codes = raw

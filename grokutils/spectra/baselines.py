@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from grokutils.spectra.alpha import as_matrix
-from grokutils.spectra.measure import l2_norm
+from grokutils.spectra.measure import l2_norm, matrices
 
 try:
     from torch.func import functional_call
@@ -264,7 +264,7 @@ def _shape_of_entries(w: np.ndarray) -> dict[str, float]:
 
 
 def _matrices(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    found = [np.asarray(w) for name, w in weights.items() if name.endswith(".weight")]
+    found = [np.asarray(w) for w in matrices(weights).values()]
     if not found:
-        raise ValueError("weights must hold at least one '<layer>.weight'; got none.")
+        raise ValueError("weights must hold at least one matrix; got none.")
     return found

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ import pandas as pd
 from grokutils.spectra.alpha import CUTOFF
 from grokutils.spectra.arrays import NotMeasured
 from grokutils.spectra.harm import harm_of, probes_of
-from grokutils.spectra.layers import NotALayer, Survey, is_matrix, is_module, survey
+from grokutils.spectra.layers import Layer, NotALayer, Survey, is_matrix, is_module, survey
 from grokutils.spectra.matrix import Options, diagnose_layer, diagnose_matrix
 from grokutils.spectra.table import not_measured, too_much
+from grokutils.spectra.unwrapped import plain_name
 from grokutils.spectra.verdict import THRESHOLDS, Thresholds, verdict
 from grokutils.util.columns import DIAGNOSTICS, HARM
 from grokutils.util.progress import tqdm
@@ -46,6 +48,7 @@ def diagnose(
     progress: bool = True,
     harmful: bool = False,
     inputs: Any = None,
+    layers: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A row for each weight matrix: spectrum, traps, controls, verdict.
 
@@ -82,6 +85,8 @@ def diagnose(
     inputs : of that test, some training inputs (examples, ...), whose mean and standard deviation the random ones take;
         not needed if the model begins with a linear layer
 
+    layers : names of those to look at, or patterns such as ``"blocks.*.mlp.*"``; None: all
+
     Returns
     -------
     DataFrame. Every column is explained in `grokutils.util.columns.DIAGNOSTICS` and in the book; eigenvalues are
@@ -112,7 +117,9 @@ def diagnose(
     elif inputs is not None:
         raise ValueError("inputs are for harmful=True, which was not asked for.")
     found = survey(source)
-    rows, layers = [], []
+    if layers is not None:
+        found.layers = chosen(found.layers, layers)
+    rows, measured = [], []
     for layer in tqdm(found.layers, desc="layers", delay=3, leave=False, disable=not progress):
         try:
             made = diagnose_matrix(source, options) if is_matrix(source) else diagnose_layer(layer, options)
@@ -120,17 +127,30 @@ def diagnose(
             found.not_measured.append(NotMeasured(layer.name, layer.shape, layer.dtype, str(why)))
             continue
         word, reason = verdict(made.row, thresholds)
-        rows.append({"layer": layer.name, "note": layer.note} | made.row | {"verdict": word, "reason": reason})
-        layers.append(layer)
-    found.layers = layers
+        note = layer.note
+        if options.method == "weightwatcher" and layer.pools:
+            note += "; WeightWatcher itself pools the spectra of its slices, so that its numbers are others"
+        rows.append({"layer": layer.name, "note": note} | made.row | {"verdict": word, "reason": reason})
+        measured.append(layer)
+    found.layers = measured
     table = pd.DataFrame({name: [row[name] for row in rows] for name in _COLUMNS})
     account(table, found)
     if progress and too_much(table):
         warnings.warn(not_measured(table), MuchNotMeasured, stacklevel=2)
     if not harmful:
         return table
-    tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in layers]
+    tests = [harm_of(source, layer.name, inputs=inputs, seed=int(seed)) for layer in measured]
     return table.assign(**{name: [test[name] for test in tests] for name in HARM})
+
+
+def chosen(layers: list[Layer], wanted: Sequence[str]) -> list[Layer]:
+    """The layers whose names match one of the patterns; ValueError if none do."""
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    found = [x for x in layers if any(fnmatch.fnmatchcase(plain_name(x.name), pattern) for pattern in patterns)]
+    if not found:
+        there = ", ".join(layer.name for layer in layers[:10]) + (", ..." if len(layers) > 10 else "")
+        raise ValueError(f"layers must match some of {there}; got {', '.join(map(repr, patterns))}.")
+    return found
 
 
 def account(table: pd.DataFrame, found: Survey) -> None:

@@ -62,6 +62,8 @@ class Layer:
     size: int = 0
     #: Whether it is computed from other arrays, so that it cannot be set.
     computed: bool = False
+    #: Whether it is a kernel of more than one place, whose slices WeightWatcher takes apart.
+    pools: bool = False
 
 
 @dataclass
@@ -296,6 +298,8 @@ class _Part:
     sides: tuple[int, ...]
     note: str
     read: Callable[[], Any]
+    #: Whether it is a kernel of more than one place.
+    pools: bool = False
 
 
 # Projections to queries, keys and values in one matrix: one after the other, or mixed group by group.
@@ -337,7 +341,9 @@ def _layers_of(
     def layer(part: _Part, size: int) -> Layer:
         note = "; ".join(filter(None, (part.note, array.note, tied)))
         sides = part.sides if len(part.sides) == 2 else (0, 0)
-        return Layer(name + part.suffix, array.shape, note, part.read, array.dtype, sides, size, array.computed)
+        return Layer(
+            name + part.suffix, array.shape, note, part.read, array.dtype, sides, size, array.computed, part.pools
+        )
 
     if array.kind == "uninitialised":
         return [layer(_Part("", (), "", array.read), 0)]
@@ -419,7 +425,8 @@ def _kernel(array: Array, said: str = "", outputs: int = 1, last: bool = False) 
     rows = math.prod(shape[: len(shape) - outputs]) if last else shape[0]
     sides = rows, math.prod(shape) // rows
     note = f"{' x '.join(map(str, shape))} read as {sides[0]} x {sides[1]}{said}"
-    return _Part("", sides, note, lambda: array.read().reshape(sides))
+    places = math.prod(shape[:-2] if last else shape[2:])
+    return _Part("", sides, note, lambda: array.read().reshape(sides), places > 1)
 
 
 def _stack(array: Array, said: str = "") -> list[_Part]:

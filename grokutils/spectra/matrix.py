@@ -23,7 +23,7 @@ from grokutils.spectra.alpha import (
 )
 from grokutils.spectra.arrays import dtype_name, precision
 from grokutils.spectra.counting import count_without_spectra, gram_spectrum, random_placement
-from grokutils.spectra.layers import Layer
+from grokutils.spectra.layers import Layer, NotALayer
 from grokutils.spectra.traps import (
     METHODS,
     TrapResult,
@@ -143,7 +143,9 @@ def diagnose_layer(layer: Layer, options: Options = DEFAULTS) -> MatrixDiagnosis
         matrix = layer.read()
         shape = tuple(matrix.shape)
         return diagnose_matrix(matrix, options, name=layer.name, dtype=layer.dtype)
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except NotALayer:
+        raise
+    except Exception as error:  # whatever a file, a package or somebody's tensors raise when they are read
         reason = " ".join(str(error).split()) or type(error).__name__
     empty = diagnose_matrix(np.zeros((1, 1)), Options(shuffles=0)).row
     row = {key: math.nan if isinstance(value, float) else value for key, value in empty.items()}

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["l2_norm", "weight_statistics"]
+__all__ = ["l2_norm", "matrices", "weight_statistics"]
+
+
+def matrices(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weight matrices and kernels among a network's weights: what has two dimensions or more and is no bias, nor a
+    buffer (`grokutils.experiment.models.base`).
+
+    >>> list(matrices({"fc1.weight": np.ones((3, 4)), "fc1.bias": np.ones(3), "norm.weight": np.ones(3)}))
+    ['fc1.weight']
+    """
+    return {
+        name: w for name, w in weights.items()
+        if np.ndim(w) >= 2 and not name.endswith("bias") and not name.startswith("buffer/")
+    }  # fmt: skip
 
 
 def weight_statistics(weight: np.ndarray) -> dict[str, float]:
@@ -42,5 +55,5 @@ def l2_norm(weights: Mapping[str, np.ndarray]) -> float:
     >>> l2_norm({"fc1.weight": np.array([[3.0]]), "fc2.weight": np.array([[4.0]]), "fc1.bias": np.ones(1)})
     5.0
     """
-    squares = (np.sum(np.square(w, dtype=np.float64)) for name, w in weights.items() if name.endswith(".weight"))
+    squares = (np.sum(np.square(w, dtype=np.float64)) for w in matrices(weights).values())
     return float(np.sqrt(sum(squares)))

@@ -324,11 +324,11 @@ _PROCESS = 350 << 20  # Python with torch, before any weights
 
 
 def _rate() -> float:
-    """Floating-point operations a second in float64, of one thread."""
+    """Floating-point operations a second in float64, of one thread: the most in a few tries, as others may be at work."""
     A = np.random.default_rng(0).normal(size=(768, 768))
     best = math.inf
     with threadpool_limits(1):
-        for _ in range(3):
+        for _ in range(12):
             began = time.perf_counter()
             scipy.linalg.blas.dsyrk(1.0, A)
             best = min(best, time.perf_counter() - began)
@@ -344,9 +344,9 @@ def _seconds(sides: tuple[int, int], shuffles: int, rate: float) -> float:
 
 
 def _bytes(sides: tuple[int, int]) -> int:
-    """The matrix and its shuffled copy in float32, or the matrix and four Gram matrices in float64."""
+    """The matrix, its shuffled copy and two Gram matrices in float32; or three in float64, of which one is the solver's."""
     N, M = max(sides), min(sides)
-    return 4 * N * M + max(4 * N * M + 16 * M * M, 32 * M * M) + (64 << 20)
+    return max(8 * N * M + 8 * M * M, 4 * N * M + 10 * M * M, 24 * M * M) + (64 << 20)
 
 
 def _duration(seconds: float) -> str:

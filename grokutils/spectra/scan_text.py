@@ -9,7 +9,8 @@ import pandas as pd
 import scipy.stats
 
 from grokutils.spectra.scan import stack_of
-from grokutils.spectra.table import not_measured, shown
+from grokutils.spectra.table import not_measured
+from grokutils.util.text import visible
 
 __all__ = ["experts", "summary"]
 
@@ -73,7 +74,7 @@ def summary(frame: pd.DataFrame) -> str:
     lines += ["", f"Traps: in {len(trapped):,} of {counted:,} matrices in which they were counted{', largest first:' if len(trapped) else '.'}"]
     for row in trapped.head(_MOST).to_dict("records"):
         lines.append(
-            f"  {shown(row['layer'])}: {row['traps']:.3g}, the largest {row['trap_strength']:.2f} times the threshold; "
+            f"  {visible(row['layer'])}: {row['traps']:.3g}, the largest {row['trap_strength']:.2f} times the threshold; "
             f"weights up to {row['max_over_std']:.0f} standard deviations"
         )
     if len(trapped) > _MOST:
@@ -85,14 +86,14 @@ def summary(frame: pd.DataFrame) -> str:
         ordered = stacks.sort_values(["traps", "alpha"], ascending=[False, True], kind="stable")
         for row in ordered.head(_MOST).to_dict("records"):
             lines.append(
-                f"  {shown(row['stack'])}: {row['measured']} of {row['experts']}, alpha {_between(row, 'alpha')}, traps {_between(row, 'traps')}"
+                f"  {visible(row['stack'])}: {row['measured']} of {row['experts']}, alpha {_between(row, 'alpha')}, traps {_between(row, 'traps')}"
             )
         if len(stacks) > _MOST:
             lines.append(f"  ... and {len(stacks) - _MOST:,} more")
     failed = frame[frame["alpha"].isna() | frame["traps"].isna()]
     if len(failed):
         reasons = failed["alpha_reason"].where(failed["alpha"].isna(), failed["traps_reason"]).value_counts()
-        said = "; ".join(f"{count:,}: {shown(reason)}" for reason, count in reasons.head(_MOST).items())
+        said = "; ".join(f"{count:,}: {visible(reason)}" for reason, count in reasons.head(_MOST).items())
         lines += ["", f"Without alpha or traps: {len(failed):,} matrices ({said})."]
     if frame.attrs.get("not_asked_for"):
         lines += ["", f"Not asked for: {frame.attrs['not_asked_for']:,} matrices."]

@@ -297,6 +297,8 @@ def _packed_ints(pool: _Pool, name: str, found: re.Match) -> None:
         zeros = _unpack(_get(z), bits, 1, turned) + plus
         group = math.ceil(inputs / s.shape[0])
         rows = _get(order) if order is not None else np.arange(inputs) // group
+        if rows.min() < 0 or rows.max() >= s.shape[0]:
+            raise ValueError(f"{stem}g_idx names groups up to {rows.max()}, and there are {s.shape[0]} of them.")
         return ((codes - zeros[rows]) * _get(s)[rows]).astype(np.float32).T
 
     parts = {n: "the scales" if n == s.name else "the zeros" if n == z.name else "the order" for n in names if n != q.name}

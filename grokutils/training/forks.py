@@ -68,7 +68,7 @@ def origin(
     members = _each("member", member, count)
     found = []
     for number, which in zip(steps, members, strict=True):
-        weights = start_from.weights(number, which)
+        weights = start_from.weights(number, which, buffers=True)
         found.append(weights if edit is None else _edited(edit, weights))
     return Origin(found, {
         "record": start_from.name, "identity": start_from.config.identity, "step": steps, "member": members,

@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -155,7 +155,7 @@ def check(
         folder = folder_of(out, condition)
         if (folder / "config.json").is_file():
             there = Record(folder).config
-            if there.replace(intervention="").identity != config.identity or there.steps != config.steps:
+            if there.replace(intervention="").identity != model.config.identity or there.steps != config.steps:
                 raise RecordError(
                     f"{folder} holds another run ({len(there.networks)} seeds, {there.steps:,} steps); "
                     "remove it, or choose another folder."
@@ -187,6 +187,8 @@ def sweep(
     out: str,
     fork: Fork | None = None,
     *,
+    training: Mapping[str, Any] | None = None,
+    thin_out: Callable[[Record], None] | None = None,
     jobs: int | None = None,
     progress: bool = True,
 ) -> list[Outcome]:
@@ -199,6 +201,9 @@ def sweep(
     seeds : of the members of each, the same in all
     out : folder of the records, under ``runs/`` or ``results/``
     fork : where forked conditions begin
+    training : further options of `grokutils.train`: what is measured and saved
+    thin_out : what is done with an analysed record, a function that another process can import; by default the last
+        weights alone are kept, and no spectra of shuffles
     jobs : processes, of one thread each; default one for each core
     progress : show a progress bar with the time left
 
@@ -227,7 +232,9 @@ def sweep(
             while waiting or running:
                 while waiting and len(running) < (jobs or os.cpu_count() or 1):
                     condition = waiting.pop(0)
-                    running[condition.name] = _Job(condition, base, seeds, out, fork)
+                    running[condition.name] = _Job(
+                        condition, base, seeds, out, fork, dict(training or {}), thin_out or _thin_out
+                    )
                 connection.wait([job.process.sentinel for job in running.values()], timeout=_LOOK)
                 for name, job in list(running.items()):
                     if not job.process.is_alive():
@@ -309,16 +316,19 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(condition: Condition, base: RunConfig, seeds: Sequence[int], out: str, fork: Fork | None) -> tuple[int, ...]:
+def _run(
+    condition: Condition, base: RunConfig, seeds: Sequence[int], out: str, fork: Fork | None,
+    training: Mapping[str, Any], thin_out: Callable[[Record], None],
+) -> tuple[int, ...]:  # fmt: skip
     """Train, analyse and thin out one condition; the seeds that diverged."""
     torch.set_num_threads(1)
     config, folder = config_of(condition, base, seeds, fork), folder_of(out, condition)
     done = train(
         config, folder, threads=1, progress=False, autosave=_AUTOSAVE, hooks=condition.hooks,
-        **_start(condition, fork, seeds),
+        **_start(condition, fork, seeds), **training,
     )  # fmt: skip
     analyze_record(done, progress=False, store=True)
-    _thin_out(done)
+    thin_out(done)
     return tuple(config.networks[int(member)].seed for member in done.provenance["diverged"])
 
 

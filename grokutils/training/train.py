@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import bisect
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 import warnings
@@ -27,10 +25,10 @@ import torch
 
 from grokutils.experiment import models
 from grokutils.experiment.config import ConfigError, RunConfig
-from grokutils.records import files
+from grokutils.records import files, schedule
 from grokutils.records.record import FORMAT, Record, RecordError, checkpoint_path, read_provenance
-from grokutils.spectra import measure
-from grokutils.training import forks, schedule
+from grokutils.records.rows import metrics_row, surroundings
+from grokutils.training import forks
 from grokutils.training.hooks import Hook, check_hooks
 from grokutils.util import paths
 from grokutils.util.memory import available_memory, is_out_of_memory, size_in_words
@@ -64,6 +62,7 @@ def train(
     threads: int | None = None,
     progress: bool = True,
     measures_per_decade: int = schedule.MEASURES_PER_DECADE,
+    measure_every: int | None = None,
     saves_per_decade: int = schedule.SAVES_PER_DECADE,
     autosave: float = 60.0,
     start_from: Record | None = None,
@@ -71,11 +70,19 @@ def train(
     member: int | Sequence[int] = 0,
     edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
     hooks: Sequence[Hook] = (),
+    model: Any = None,
+    data: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
 ) -> Record:
     """Train a run, or go on with it where it stopped.
 
     >>> record = train(RunConfig.recipe("express", steps=2_000), out="runs/x")    # doctest: +SKIP
     >>> record.metrics.test_accuracy.iloc[-1]                                     # doctest: +SKIP
+
+    A network, data, a loss and an optimiser of one's own take the place of the configuration's:
+
+    >>> train(RunConfig.recipe("express", steps=2_000), "mine", model=MyNet, optimizer=torch.optim.NAdam)  # doctest: +SKIP
 
     Parameters
     ----------
@@ -87,6 +94,8 @@ def train(
         small and all cores otherwise. The bits of the result depend on it.
     progress : show a progress bar with speed, time left and current accuracies.
     measures_per_decade, saves_per_decade : how densely to measure and to save weights, in log steps.
+    measure_every : measure at all multiples of it as well: what lasts a thousand steps late in a run falls between
+        log steps.
     autosave : save the resumable state at least this often, in seconds, whatever the schedule.
     start_from : fork a record: begin with its weights at a saved `step` (default: its last) of `member`. A run of
         several members may begin each from its own: then these two are lists, or one for all. The optimiser's
@@ -95,15 +104,25 @@ def train(
     edit : changes the weights that a fork begins with: it takes and returns those of one member, by their
         `torch.nn` names.
     hooks : what is done between the steps (`grokutils.training.hooks`).
+    model : a function or class that makes a `torch.nn.Module`; it may ask for ``shape`` (of an example), ``classes`` and
+        ``config`` by these names. Trained by autograd, the members one after the other.
+    data : ``x_train, y_train, x_test, y_test``, arrays or tensors, or a function of the seed that returns them. Labels are
+        whole numbers from 0, or numbers to be predicted, of which there is no accuracy.
+    loss : a function of outputs and labels, a mean over the examples.
+    optimizer : a `torch.optim.Optimizer` class, or a function of the parameters that returns one or several; ``lr`` and
+        ``weight_decay`` are passed where it takes them.
 
     Returns
     -------
     Record. Hooks and the origin of a fork make it another run (``config.intervention`` says which): to go on with
-    it one must give them again.
+    it one must give them again. So do a model, data, a loss and an optimiser of one's own (``config.own`` says which);
+    register them (`grokutils.experiment.registry`), and other processes find them too.
 
     Raises
     ------
-    ConfigError : an option without meaning, a hook that does not fit the model, or a run that does not fit the memory.
+    ConfigError : an option without meaning, a hook that does not fit the model, a run that does not fit the memory, or parts
+        that do not fit each other.
+    DataError : data that cannot be had or are none, or code that is not at hand.
     ValueError : a step or a member that `start_from` has not got, or weights that do not fit the model.
     RecordError : `out` holds another run, a damaged one or something else, is in use, or cannot be written; or memory
         ran out.
@@ -113,6 +132,13 @@ def train(
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config must be a RunConfig; got {type(config).__name__}.")
     hooks = check_hooks(hooks)
+    given = config.own
+    config = models.resolve(config, model=model, data=data, loss=loss, optimizer=optimizer)
+    if given not in (None, config.own):
+        raise ConfigError(
+            "config is that of a run with other parts than those given or registered here; give the same, or start "
+            "another run with config.replace(own=None)."
+        )
     origin = forks.origin(config, start_from, step, member, edit)
     says = ([origin.says] if origin else []) + [hook.identity for hook in hooks]
     if config.intervention not in ("", "; ".join(says)):
@@ -131,8 +157,12 @@ def train(
         threads = _threads(threads, previous, config)
         with _torch_settings(threads):
             _check_limits(config, device_)
+            measure_at = schedule.log_spaced(config.steps, measures_per_decade)
+            if measure_every is not None:
+                measure_at = sorted({*measure_at, *schedule.every(config.steps, measure_every)})
+            save_at = schedule.log_spaced(config.steps, saves_per_decade)
             try:
-                run = _Run(config, folder, device_, threads, measures_per_decade, saves_per_decade, autosave)
+                run = _Run(config, folder, device_, threads, measure_at, save_at, autosave)
                 run.begin(origin, hooks)
                 run.go(previous, progress)
             except (MemoryError, RuntimeError) as error:
@@ -148,14 +178,16 @@ def train(
 class _Run:
     """One process's stretch of a run."""
 
-    def __init__(self, config, folder: Path, device, threads: int, measures: int, saves: int, autosave: float):
+    def __init__(
+        self, config, folder: Path, device, threads: int, measure_at: list[int], save_at: list[int], autosave: float
+    ):  # fmt: skip
         self.config = config
         self.folder = folder
         self.model = models.build(config, device)
         self.device = device
         self.threads = threads
-        self.measure_at = schedule.log_spaced(config.steps, measures)
-        self.save_at = schedule.log_spaced(config.steps, saves)
+        self.measure_at = measure_at
+        self.save_at = save_at
         self.autosave = autosave
         self.rows: list[dict[str, Any]] = []
         self.step = 0
@@ -250,17 +282,7 @@ class _Run:
     def _measure(self, step: int, weights: list[dict[str, np.ndarray]]) -> None:
         self.rows = [r for r in self.rows if r["step"] != step]
         for index, (scores, w) in enumerate(zip(self.model.evaluate(), weights, strict=True)):
-            network = self.config.networks[index]
-            row: dict[str, Any] = {
-                "step": step, "member": index, "seed": network.seed, "weight_decay": network.weight_decay,
-                **scores, "l2_norm": measure.l2_norm(w),
-            }  # fmt: skip
-            for name, matrix in w.items():
-                if name.endswith(".weight"):
-                    layer = name.removesuffix(".weight")
-                    statistics = measure.weight_statistics(matrix)
-                    row.update({f"{layer}_{key}": value for key, value in statistics.items()})
-            self.rows.append(row)
+            self.rows.append(metrics_row(step, index, self.config.networks[index], scores, w))
 
     def _check_finite(self) -> None:
         finite = self.model.finite()
@@ -320,7 +342,7 @@ class _Run:
         session = {
             "started": self.when, "from_step": self.began_at, "to_step": self.step,
             "wall_s": round(time.monotonic() - self.started_at, 3), "threads": self.threads,
-            "device": _hardware(self.device), "versions": _versions(), "commit": _commit(),
+            **surroundings(self.device),
         }  # fmt: skip
         changed = {}
         if self.origin is not None:
@@ -506,33 +528,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, where there is one."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(paths.project_root()), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

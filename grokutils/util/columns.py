@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "BASELINES", "DIAGNOSTICS", "HARM", "INTERVENTIONS", "LEAD_TIMES", "METRICS", "METRICS_PER_LAYER", "REGROWTH",
+    "BASELINES", "DIAGNOSTICS", "HARM", "INTERVENTIONS", "LEAD_TIMES", "MARGINS", "METRICS", "METRICS_PER_LAYER", "REGROWTH",
     "SPECTRA", "page", "stored",
 ]  # fmt: skip
 
@@ -83,6 +83,15 @@ METRICS = {
     "test_accuracy": "share of the test images that are classified correctly",
     "test_loss": "mean squared error on the test set",
     "l2_norm": "root of the summed squares of all weight matrices; biases do not count",
+}
+
+#: ... of the transformer, in records made since it has them; NaN in older ones. A margin is the right logit less the
+#: largest other, of one pair: negative where the answer is wrong.
+MARGINS = {
+    "train_margin_min": "smallest margin on the training set",
+    "train_margin_median": "median margin on the training set",
+    "test_margin_min": "smallest margin on the test set",
+    "test_margin_median": "median margin on the test set",
 }
 
 #: ... and of each layer, after its name and an underscore.
@@ -215,6 +224,10 @@ def page() -> str:
         ),
         "`diagnose`, with `harmful=True`": ("The columns that this adds.", HARM),
         "`metrics.parquet`": ("A row per measured step and member: `Record.metrics`.", METRICS),
+        "`metrics.parquet` of the transformer": (
+            "A margin is the right logit less the largest other, of one pair of numbers: negative where the answer is "
+            "wrong. NaN in records that were made without.", MARGINS,
+        ),
         "`metrics.parquet`, each layer": (
             "Columns of one layer start with its name and an underscore: `fc1_max_abs`.", METRICS_PER_LAYER,
         ),

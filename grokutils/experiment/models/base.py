@@ -1,7 +1,7 @@
-"""What all models share: one flat parameter vector, the optimiser over it, and the CUDA graph.
+"""What all models share: one flat parameter vector; and for gradients by hand the optimiser over it and the CUDA graph.
 
-All parameters of all members lie in one tensor, so that the optimiser is a single kernel and a
-resumable state is three vectors. A subclass names its parameters' shapes and writes `gradients`.
+All parameters of all members lie in one tensor, so that hooks see every model alike, and an optimiser by hand is a single
+kernel and a resumable state three vectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 
 from grokutils.experiment.config import RunConfig
 
-__all__ = ["Model"]
+__all__ = ["BUFFER", "ByHand", "Model"]
+
+#: Before the name of what a network holds besides parameters (running means, for one) among its weights.
+BUFFER = "buffer/"
 
 # Parameters start at multiples of this many entries: aligned for every vector unit, so that the
 # arithmetic does not depend on where the allocator put the buffer.
@@ -27,12 +30,11 @@ _GRAPH_STEPS = 50
 
 
 class Model(abc.ABC):
-    """A set of member networks trained side by side.
+    """A set of member networks trained side by side: all that training and hooks know of them.
 
-    Subclasses set ``shapes`` (parameter name to shape, without the leading member axis) before calling
-    `_allocate`, and implement `init`, `prepare`, `gradients`, `evaluate` and `weights`.
+    Subclasses set ``shapes`` (parameter name to shape, without the leading member axis) before calling `_allocate`.
 
-    Buffers have shape (members, size) and are viewed as (members, \\*shape); with one member the views
+    Parameters have shape (members, size) and are viewed as (members, \\*shape); with one member the views
     drop the member axis, since plain matrix products are faster than batched ones.
     """
 
@@ -44,11 +46,13 @@ class Model(abc.ABC):
         self.dtype = getattr(torch, config.dtype)
         self.members = len(config.networks)
 
-    # -- the interface that training uses ---------------------------------------------------------
-
     @abc.abstractmethod
     def init(self) -> None:
         """Draw the initial weights of every member from its seed."""
+
+    @abc.abstractmethod
+    def step(self, start: int, count: int) -> None:
+        """Take `count` optimisation steps, the first of which has number `start` (counted from 0)."""
 
     @abc.abstractmethod
     def evaluate(self) -> list[dict[str, float]]:
@@ -57,7 +61,7 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def weights(self) -> list[dict[str, np.ndarray]]:
-        """All parameters of each member by their `torch.nn` names, in full."""
+        """All parameters of each member by their `torch.nn` names, in full; and what else it holds, after `BUFFER`."""
 
     @staticmethod
     @abc.abstractmethod
@@ -68,14 +72,18 @@ class Model(abc.ABC):
     def data_summary(self) -> list[dict[str, Any]]:
         """Source and digest of each member's data, for the provenance."""
 
-    def step(self, start: int, count: int) -> None:
-        """Take `count` optimisation steps, the first of which has number `start` (counted from 0)."""
-        if self.device.type == "cuda":
-            self._step_cuda(start, count)
-        else:
-            for number in range(start, start + count):
-                self.gradients(self.batch(number))
-                self._update()
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything a later process needs to go on bit for bit, but the number of steps taken."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], steps_taken: int) -> None:
+        """The inverse of `state_dict`.
+
+        Raises
+        ------
+        ValueError : names, shapes or types that are not this model's.
+        """
 
     def finite(self) -> np.ndarray:
         """Which members hold no NaN or infinity: bool, (members,)."""
@@ -103,17 +111,56 @@ class Model(abc.ABC):
         """Make every parameter take part in the arithmetic, before `init`: somebody is going to change them
         between the steps. Models that leave parameters out override this."""
 
+    # -- the parameters -------------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        offsets, size = {}, 0
+        for name, shape in self.shapes.items():
+            offsets[name] = size
+            size += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
+        self._offsets = offsets
+        self._flat = self._zeros(size)
+        self.params = self.views(self._flat)
+
+    def _zeros(self, size: int) -> torch.Tensor:
+        return torch.zeros(self.members, size, dtype=self.dtype, device=self.device)
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """All parameters, (members, size), with some unused entries between them; `params` are its views."""
+        return self._flat
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of a tensor shaped like `flat` that belong to the parameters, as `params` has them."""
+        out = {}
+        for name, shape in self.shapes.items():
+            part = flat[:, self._offsets[name] : self._offsets[name] + math.prod(shape)]
+            out[name] = part.view(self.members, *shape) if self.members > 1 else part.view(*shape)
+        return out
+
+    def member_view(self, tensors: Mapping[str, torch.Tensor], member: int) -> dict[str, torch.Tensor]:
+        """The tensors of one member, without the member axis."""
+        return {k: (t[member] if self.members > 1 else t) for k, t in tensors.items()}
+
+class ByHand(Model):
+    """Members whose gradients a subclass writes down.
+
+    Subclasses implement `init`, `gradients`, `batch`, `evaluate`, `weights` and `as_module`, and for CUDA `batch_indices`
+    and `gathered`.
+    """
+
+    def step(self, start: int, count: int) -> None:
+        if self.device.type == "cuda":
+            self._step_cuda(start, count)
+        else:
+            for number in range(start, start + count):
+                self.gradients(self.batch(number))
+                self._update()
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything a later process needs to go on bit for bit, but the number of steps taken."""
         return {name: tensor.cpu() for name, tensor in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor], steps_taken: int) -> None:
-        """The inverse of `state_dict`.
-
-        Raises
-        ------
-        ValueError : names, shapes or types that are not this model's.
-        """
         mine = self._state
         for name, tensor in mine.items():
             found = state.get(name)
@@ -146,42 +193,21 @@ class Model(abc.ABC):
     # -- buffers and optimiser ------------------------------------------------------------------------
 
     def _allocate(self) -> None:
-        offsets, size = {}, 0
-        for name, shape in self.shapes.items():
-            offsets[name] = size
-            size += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
-        zeros = lambda: torch.zeros(self.members, size, dtype=self.dtype, device=self.device)  # noqa: E731
-        self._flat, self._grad, self._exp_avg, self._exp_avg_sq = zeros(), zeros(), zeros(), zeros()
+        super()._allocate()
+        size = self._flat.shape[1]
+        self._grad, self._exp_avg, self._exp_avg_sq = self._zeros(size), self._zeros(size), self._zeros(size)
         self._state = {"parameters": self._flat, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
         if self.config.optimizer == "amsgrad":
-            self._state["max_exp_avg_sq"] = zeros()
+            self._state["max_exp_avg_sq"] = self._zeros(size)
         # the optimiser's kernel wants float32 on CUDA: exact up to the largest `steps` allowed
         self._steps_taken = torch.zeros((), dtype=torch.float32, device=self.device)
 
-        self._offsets = offsets
-        self.params, self.grads = self.views(self._flat), self.views(self._grad)
+        self.grads = self.views(self._grad)
         decays = [m.weight_decay for m in self.config.networks]
         same = len(set(decays)) == 1
         self._fused_decay = decays[0] if same else 0.0
         shrink = [[1.0 - self.config.learning_rate * d] for d in decays]
         self._shrink = None if same else torch.tensor(shrink, dtype=self.dtype, device=self.device)
-
-    @property
-    def flat(self) -> torch.Tensor:
-        """All parameters, (members, size), with some unused entries between them; `params` are its views."""
-        return self._flat
-
-    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parts of a tensor shaped like `flat` that belong to the parameters, as `params` has them."""
-        out = {}
-        for name, shape in self.shapes.items():
-            part = flat[:, self._offsets[name] : self._offsets[name] + math.prod(shape)]
-            out[name] = part.view(self.members, *shape) if self.members > 1 else part.view(*shape)
-        return out
-
-    def member_view(self, tensors: Mapping[str, torch.Tensor], member: int) -> dict[str, torch.Tensor]:
-        """The tensors of one member, without the member axis."""
-        return {k: (t[member] if self.members > 1 else t) for k, t in tensors.items()}
 
     def _update(self) -> None:
         """One step of the optimiser on everything: AdamW (Loshchilov and Hutter 2019) with or without AMSGrad

@@ -23,11 +23,11 @@ import torch
 
 from grokutils.experiment import data
 from grokutils.experiment.config import RunConfig
-from grokutils.experiment.models.base import Model, _checked_array
+from grokutils.experiment.models.base import ByHand, _checked_array
+from grokutils.experiment.traits import data_traits
 
 __all__ = ["MLP"]
 
-_CLASSES = 10
 
 # Columns of the first layer are left out in blocks of this many: narrower ones cost more in calls than
 # they save in arithmetic.
@@ -44,7 +44,7 @@ class _Batch:
     blocks: tuple[tuple[int, int, int], ...]  # (first column, end column, rows that may be non-zero there)
 
 
-class MLP(Model):
+class MLP(ByHand):
     """``fc1 -> ReLU -> fc2 -> ReLU -> ... -> fcL``, all members side by side.
 
     >>> model = MLP(RunConfig.recipe("express"), torch.device("cpu"))
@@ -62,6 +62,7 @@ class MLP(Model):
 
     def _prepare(self, all_pixels: bool) -> None:
         config, device = self.config, self.device
+        self._classes = data_traits(config.dataset).classes(config)
         self._data = [data.load(config, member.seed) for member in config.networks]
         x = np.stack([d.x_train for d in self._data])
         used = (x != 0).sum(axis=(0, 1))
@@ -71,14 +72,14 @@ class MLP(Model):
         self._untrained_columns = np.setdiff1d(np.arange(self._pixels), self._columns)
         self._x = self._tensor(x[:, :, self._columns])
         self._labels = torch.from_numpy(np.stack([d.y_train for d in self._data])).to(device)
-        self._y = torch.nn.functional.one_hot(self._labels, _CLASSES).to(self.dtype)
+        self._y = torch.nn.functional.one_hot(self._labels, self._classes).to(self.dtype)
         shared_test = all(d.x_test is self._data[0].x_test for d in self._data)
         tests = self._data[:1] if shared_test else self._data
         self._x_test = self._tensor(np.stack([d.x_test for d in tests]))
         self._y_test = torch.from_numpy(np.stack([d.y_test for d in tests])).to(device)
 
         trained = len(self._columns)
-        sizes = [trained] + [config.width] * (config.depth - 1) + [_CLASSES]
+        sizes = [trained] + [config.width] * (config.depth - 1) + [self._classes]
         self.shapes = {}
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
             self.shapes[f"fc{layer}.weight"] = (fan_out, fan_in)
@@ -230,7 +231,7 @@ class MLP(Model):
             return torch.empty(*lead, c.batch, width, dtype=self.dtype, device=self.device)
 
         self._hidden = [new(c.width) for _ in range(c.depth - 1)]  # after the ReLU
-        self._error = [new(c.width) for _ in range(c.depth - 1)] + [new(_CLASSES)]  # d loss / d before it
+        self._error = [new(c.width) for _ in range(c.depth - 1)] + [new(self._classes)]  # d loss / d before it
         self._ones = torch.ones(*lead, c.batch, 1, dtype=self.dtype, device=self.device)
         # how the operations are called: plain products for one member, batched ones for several
         one = self.members == 1
@@ -259,7 +260,7 @@ class MLP(Model):
             addmm(self._b[k], hidden[k - 1], self._wt[k], out=hidden[k]).relu_()
         out = addmm(self._b[last], hidden[last - 1], self._wt[last], out=error[last])
 
-        out.sub_(batch.y).mul_(2.0 / (batch.y.shape[-2] * _CLASSES))
+        out.sub_(batch.y).mul_(2.0 / (batch.y.shape[-2] * self._classes))
         for k in range(last, 0, -1):
             dz = error[k]
             mm(dz.mT, hidden[k - 1], out=self._gw[k])
@@ -305,9 +306,9 @@ class MLP(Model):
                     h.relu_()
             y = labels[:, start : start + _EVAL_ROWS]
             right += (h.argmax(-1) == y).sum(-1)
-            target = torch.nn.functional.one_hot(y, _CLASSES).to(self.dtype)
+            target = torch.nn.functional.one_hot(y, self._classes).to(self.dtype)
             loss += (h - target).square_().sum((-2, -1), dtype=torch.float64)
-        accuracy, loss = right / images, loss / (images * _CLASSES)
+        accuracy, loss = right / images, loss / (images * self._classes)
         return list(zip(accuracy.tolist(), loss.tolist(), strict=True))
 
 

@@ -1,12 +1,16 @@
-"""A one-layer transformer that adds modulo p, with cross-entropy in float64, gradients by hand.
+"""A one-layer transformer that adds modulo p, with cross-entropy, gradients by hand.
 
 The input is [x, y, =], the answer x + y mod p is read at the last position, and there is no LayerNorm. The
 last token is always "=", which saves most of the arithmetic and changes nothing else:
 
 * Only the last position needs a query, a feed-forward layer and logits, and its query is the same for
   every pair.
-* Scores and values depend on one token and its place, so they are computed once for each of the p tokens
-  in either place, and gathered for the pairs.
+* Scores and values depend on one token and its place, so they are computed once for each of the 2p + 1 distinct
+  inputs (p tokens in either place, and "=") and gathered for the pairs.
+
+Small networks spend their time in calls, not in arithmetic. So a step writes to buffers and views made once, and
+members follow one another: batched matrix products of these sizes are no faster, and the buffers of one member
+stay in the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import torch
 
 from grokutils.experiment import data
 from grokutils.experiment.config import RunConfig
-from grokutils.experiment.models.base import Model
+from grokutils.experiment.models.base import ByHand
 
 __all__ = ["ModularTransformer", "Transformer"]
 
@@ -28,8 +32,8 @@ __all__ = ["ModularTransformer", "Transformer"]
 _EVAL_PAIRS = 4096
 
 
-class Transformer(Model):
-    """All members side by side; parameters by the names of `ModularTransformer`.
+class Transformer(ByHand):
+    """All members of a run; parameters by the names of `ModularTransformer`.
 
     >>> model = Transformer(RunConfig.recipe("modular", p=7, fraction=0.5), torch.device("cpu"))
     >>> model.init()
@@ -51,12 +55,19 @@ class Transformer(Model):
             "unembed.weight": (c.p, d),
         }  # fmt: skip
         self._allocate()
-        # every view with its member axis, also for one member
-        lead = (lambda t: t.unsqueeze(0)) if self.members == 1 else (lambda t: t)
-        self._w = {name.removesuffix(".weight"): lead(t) for name, t in self.params.items()}
-        self._g = {name.removesuffix(".weight"): lead(t) for name, t in self.grads.items()}
-        self._train = self._pairs([x.x_train for x in self._data], [x.y_train for x in self._data])
-        self._test = self._pairs([x.x_test for x in self._data], [x.y_test for x in self._data])
+        with torch.device("meta"):
+            self._module = ModularTransformer(c.p, d, c.n_heads, c.d_mlp)
+        self._sets = [
+            {
+                name: (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+                for name, x, y in (("train", d.x_train, d.y_train), ("test", d.x_test, d.y_test))
+            }
+            for d in self._data
+        ]
+        self._steps = [
+            _Step(config, self.member_view(self.params, i), self.member_view(self.grads, i), *sets["train"])
+            for i, sets in enumerate(self._sets)
+        ]
 
     def init(self) -> None:
         """Normal entries with standard deviation 1/sqrt(d_model), biases zero, times `init_scale`; drawn in
@@ -90,125 +101,164 @@ class Transformer(Model):
 
     # -- the step --------------------------------------------------------------------------------------------
 
-    def batch(self, number: int) -> dict[str, torch.Tensor]:
-        return self._train
+    def batch(self, number: int) -> None:
+        """None: every step takes the whole training set."""
 
-    def gathered(self, indices: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        return self._train
+    def gathered(self, indices: torch.Tensor | None) -> None:
+        """None: every step takes the whole training set."""
 
-    def _pairs(self, tokens: list[np.ndarray], answers: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Pairs of all members: positions of x and y in the members' stacked tables, and the answers."""
-        stacked = torch.from_numpy(np.stack(tokens)).to(self.device)
-        first = self.config.p * torch.arange(self.members, device=self.device)[:, None]
-        x, y = stacked[..., 0], stacked[..., 1]
-        onehot = torch.nn.functional.one_hot
-        return {
-            "x": x + first, "y": y + first, "answer": torch.from_numpy(np.stack(answers)).to(self.device),
-            # sums over pairs with the same token as matrix products: the same bits every time, on CUDA too
-            "sum_x": onehot(x, self.config.p).to(self.dtype).mT,
-            "sum_y": onehot(y, self.config.p).to(self.dtype).mT,
-        }  # fmt: skip
-
-    def _forward(self, pairs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        c, w = self.config, self._w
-        S, n, H = self.members, pairs["x"].shape[1], c.n_heads
-        P = w["position"]
-        t0 = w["embed"][:, : c.p] + P[:, 0:1]  # tokens in the first place, (S, p, d)
-        t1 = w["embed"][:, : c.p] + P[:, 1:2]
-        end = w["embed"][:, c.p :] + P[:, 2:3]  # "=" in the last place, (S, 1, d)
-        q = end @ w["q_proj"].mT
-        # scores are linear in the token: U holds, for each head, what a token is projected on, (S, d, H)
-        wk = w["k_proj"].view(S, H, c.d_model // H, c.d_model)
-        U = torch.einsum("shkd,shk->sdh", wk, q.view(S, H, -1)) * (c.d_model // H) ** -0.5
-        s0, s1, s2 = t0 @ U, t1 @ U, end @ U
-        v0, v1, v2 = (t @ w["v_proj"].mT for t in (t0, t1, end))
-
-        def pick(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-            return table.reshape(S * c.p, -1).index_select(0, places.reshape(-1)).view(S, n, H, -1)
-
-        scores = torch.stack(
-            [pick(s0, pairs["x"]), pick(s1, pairs["y"]), s2.view(S, 1, H, 1).expand(S, n, H, 1)]
-        )
-        a = torch.softmax(scores, dim=0)  # (3, S, n, H, 1)
-        vx, vy, v2 = pick(v0, pairs["x"]), pick(v1, pairs["y"]), v2.view(S, 1, H, -1)
-        z = (a[0] * vx + a[1] * vy + a[2] * v2).view(S, n, -1)
-        r = end + z @ w["out_proj"].mT
-        h = torch.baddbmm(w["fc1.bias"].unsqueeze(1), r, w["fc1"].mT).relu_()
-        o = torch.baddbmm(w["fc2.bias"].unsqueeze(1), h, w["fc2"].mT).add_(r)
-        return dict(t0=t0, t1=t1, end=end, q=q, wk=wk, U=U, a=a, vx=vx, vy=vy, v2=v2, z=z, r=r, h=h, o=o)
-
-    def gradients(self, batch: dict[str, torch.Tensor]) -> None:
-        """Gradient of the mean cross-entropy over all pairs (`torch.nn.CrossEntropyLoss` in float64)."""
-        c, w, g, f = self.config, self._w, self._g, self._forward(batch)
-        S, n, H = self.members, batch["x"].shape[1], c.n_heads
-        a, z, r, h, o, end = f["a"], f["z"], f["r"], f["h"], f["o"], f["end"]
-
-        error = torch.softmax((o @ w["unembed"].mT).double(), dim=-1)
-        minus = torch.full_like(batch["answer"], -1).unsqueeze(-1).to(error.dtype)
-        error = error.scatter_add_(-1, batch["answer"].unsqueeze(-1), minus).div_(n).to(self.dtype)
-
-        torch.bmm(error.mT, o, out=g["unembed"])
-        do = error @ w["unembed"]
-        torch.bmm(do.mT, h, out=g["fc2"])
-        torch.sum(do, dim=1, out=g["fc2.bias"])
-        dh = do @ w["fc2"]
-        torch.ops.aten.threshold_backward.grad_input(dh, h, 0, grad_input=dh)  # zero where the ReLU was
-        torch.bmm(dh.mT, r, out=g["fc1"])
-        torch.sum(dh, dim=1, out=g["fc1.bias"])
-        dr = torch.baddbmm(do, dh, w["fc1"])
-        torch.bmm(dr.mT, z, out=g["out_proj"])
-        dz = (dr @ w["out_proj"]).view(S, n, H, -1)
-        dend = dr.sum(dim=1, keepdim=True)
-
-        # attention: dz to the values, and through the softmax to the scores
-        da = torch.stack([(dz * v).sum(-1, keepdim=True) for v in (f["vx"], f["vy"], f["v2"])])
-        ds = a * (da - (a * da).sum(dim=0))
-        dv0 = batch["sum_x"] @ (a[0] * dz).view(S, n, -1)
-        dv1 = batch["sum_y"] @ (a[1] * dz).view(S, n, -1)
-        dv2 = (a[2] * dz).sum(dim=1).view(S, 1, -1)
-        ds0 = batch["sum_x"] @ ds[0].view(S, n, H)
-        ds1 = batch["sum_y"] @ ds[1].view(S, n, H)
-        ds2 = ds[2].sum(dim=1).view(S, 1, H)
-
-        t0, t1, U, wk, q = f["t0"], f["t1"], f["U"], f["wk"], f["q"]
-        g["v_proj"].copy_(dv0.mT @ t0 + dv1.mT @ t1 + dv2.mT @ end)
-        dt0 = dv0 @ w["v_proj"] + ds0 @ U.mT
-        dt1 = dv1 @ w["v_proj"] + ds1 @ U.mT
-        dend += dv2 @ w["v_proj"] + ds2 @ U.mT
-        dU = (t0.mT @ ds0 + t1.mT @ ds1 + end.mT @ ds2) * (c.d_model // H) ** -0.5
-        g["k_proj"].view_as(wk).copy_(torch.einsum("shk,sdh->shkd", q.view(S, H, -1), dU))
-        dq = torch.einsum("shkd,sdh->shk", wk, dU).reshape(S, 1, -1)
-        torch.bmm(dq.mT, end, out=g["q_proj"])
-        dend += dq @ w["q_proj"]
-
-        g["embed"][:, : c.p].copy_(dt0 + dt1)
-        g["embed"][:, c.p :].copy_(dend)
-        g["position"][:, 0].copy_(dt0.sum(dim=1))
-        g["position"][:, 1].copy_(dt1.sum(dim=1))
-        g["position"][:, 2].copy_(dend[:, 0])
+    def gradients(self, batch: None) -> None:
+        """Gradient of the mean cross-entropy over all pairs (`torch.nn.CrossEntropyLoss` of the logits in
+        `loss_dtype`)."""
+        for step in self._steps:
+            step.gradients()
 
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def evaluate(self) -> list[dict[str, float]]:
-        train, test = self._scores(self._train), self._scores(self._test)
+        """Accuracy, loss and margins of each member on either set. A pair's margin is its right logit less the
+        largest other: negative where the answer is wrong. All in float64, whatever `loss_dtype` is."""
         return [
-            {"train_accuracy": a, "train_loss": b, "test_accuracy": c, "test_loss": d}
-            for (a, b), (c, d) in zip(train, test, strict=True)
+            {f"{name}_{key}": value for name, pairs in sets.items() for key, value in self._scores(i, *pairs).items()}
+            for i, sets in enumerate(self._sets)
         ]
 
-    def _scores(self, pairs: Mapping[str, torch.Tensor]) -> list[tuple[float, float]]:
-        """(accuracy, mean cross-entropy) of each member."""
-        count = pairs["x"].shape[1]
-        right = torch.zeros(self.members, dtype=torch.float64, device=self.device)
-        loss = torch.zeros_like(right)
-        for start in range(0, count, _EVAL_PAIRS):
-            part = {k: pairs[k][:, start : start + _EVAL_PAIRS] for k in ("x", "y", "answer")}
-            logits = (self._forward(part)["o"] @ self._w["unembed"].mT).double()
-            answer = part["answer"]
-            right += (logits.argmax(-1) == answer).sum(-1)
-            flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction="none")
-            loss += flat.view(self.members, -1).sum(-1)
-        return list(zip((right / count).tolist(), (loss / count).tolist(), strict=True))
+    def _scores(self, member: int, tokens: torch.Tensor, answers: torch.Tensor) -> dict[str, float]:
+        params = self.member_view(self.params, member)
+        with torch.no_grad():
+            logits = torch.cat(
+                [
+                    torch.func.functional_call(self._module, params, (part,)).double()
+                    for part in tokens.split(_EVAL_PAIRS)
+                ]
+            )
+        margins = _margins(logits, answers)
+        return {
+            "accuracy": (logits.argmax(-1) == answers).double().mean().item(),
+            "loss": torch.nn.functional.cross_entropy(logits, answers).item(),
+            "margin_min": margins.min().item(),
+            "margin_median": margins.median().item(),
+        }
+
+
+def _margins(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """The right logit less the largest other, (pairs,)."""
+    places = answers.unsqueeze(-1)
+    return (logits.gather(-1, places) - logits.scatter(-1, places, -math.inf).amax(-1, keepdim=True)).squeeze(-1)
+
+
+class _Step:
+    """The gradient of one member, in buffers and views made once.
+
+    Sizes: n pairs, H heads of k, d = H k. A table has a row for each of the 2p + 1 distinct inputs: tokens in the
+    first place, tokens in the second, "=". Weights are (out, in), as in `torch.nn`.
+    """
+
+    def __init__(
+        self, config: RunConfig, params: Mapping[str, torch.Tensor], grads: Mapping[str, torch.Tensor],
+        tokens: torch.Tensor, answers: torch.Tensor,
+    ):  # fmt: skip
+        c = config
+        p, d, n, H = c.p, c.d_model, len(tokens), c.n_heads
+        k = d // H
+        self.w = {name.removesuffix(".weight"): t for name, t in params.items()}
+        self.g = {name.removesuffix(".weight"): t for name, t in grads.items()}
+        dtype, device = self.w["embed"].dtype, tokens.device
+        self.n, self.p, self.scale = n, p, k**-0.5
+
+        def new(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        x, y, end = tokens[:, 0], tokens[:, 1] + p, torch.full_like(tokens[:, 0], 2 * p)
+        self.rows = torch.cat([x, y, end])  # of the tables, in which the pairs' three inputs lie
+        onehot = torch.nn.functional.one_hot
+        self.answer = onehot(answers, p).to(getattr(torch, c.loss_dtype))
+        # sums over pairs with the same token as matrix products: the same bits every time, on CUDA too
+        self.sum_x, self.sum_y = (onehot(tokens[:, i], p).to(dtype).mT for i in (0, 1))
+
+        self.t, self.v, self.s, self.q = new(2 * p + 1, d), new(2 * p + 1, d), new(2 * p + 1, H), new(d)
+        self.dt, self.dv, self.ds = new(2 * p + 1, d), new(2 * p + 1, d), new(2 * p + 1, H)
+        self.u, self.du, self.dq = new(H, d), new(H, d), new(d)
+        self.inputs, self.products, self.dinputs = new(3 * n, d), new(3 * n, d), new(3 * n, H)
+        self.scores = new(3 * n, H)
+        self.z, self.r, self.h, self.o = new(n, d), new(n, d), new(n, c.d_mlp), new(n, d)
+        self.logits, self.error, self.dend = new(n, p), new(n, p), new(d)
+        self.dh, self.do, self.dr, self.dz = new(n, c.d_mlp), new(n, d), new(n, d), new(n, d)
+        self.by_head = {name: t.view(H, 1, -1) for name, t in dict(q=self.q, u=self.u, du=self.du).items()}
+        self.wk, self.gk = self.w["k_proj"].view(H, k, d), self.g["k_proj"].view(H, k, d)
+
+    def gradients(self) -> None:
+        """Write the gradient at the current parameters."""
+        w, g, p, n = self.w, self.g, self.p, self.n
+        H, k = self.wk.shape[:2]
+
+        # -- attention: the tables, then what the pairs take from them
+        t, end = self.t, self.t[2 * p]
+        torch.add(w["embed"][:p], w["position"][0], out=t[:p])
+        torch.add(w["embed"][:p], w["position"][1], out=t[p : 2 * p])
+        torch.add(w["embed"][p], w["position"][2], out=end)
+        torch.mv(w["q_proj"], end, out=self.q)
+        self.q.mul_(self.scale)
+        # scores are linear in the input: u holds, for each head, what it is projected on
+        torch.bmm(self.by_head["q"], self.wk, out=self.by_head["u"])
+        torch.mm(t, self.u.mT, out=self.s)
+        torch.mm(t, w["v_proj"].mT, out=self.v)
+        torch.index_select(self.s, 0, self.rows, out=self.scores)
+        torch.index_select(self.v, 0, self.rows, out=self.inputs)
+        a = torch.softmax(self.scores.view(3, n * H), 0)
+        a4, v4, products = a.view(3, n, H, 1), self.inputs.view(3, n, H, k), self.products.view(3, n, H, k)
+        torch.mul(a4, v4, out=products)
+        torch.sum(self.products.view(3, n, -1), 0, out=self.z)
+
+        # -- the rest of the network, at the last position
+        z, r, h, o, dh, do, dr = self.z, self.r, self.h, self.o, self.dh, self.do, self.dr
+        torch.addmm(end, z, w["out_proj"].mT, out=r)
+        torch.addmm(w["fc1.bias"], r, w["fc1"].mT, out=h).relu_()
+        torch.addmm(w["fc2.bias"], h, w["fc2"].mT, out=o).add_(r)
+        torch.mm(o, w["unembed"].mT, out=self.logits)
+        error = torch.softmax(self.logits.to(self.answer.dtype), dim=-1).sub_(self.answer).div_(n)
+        self.error.copy_(error)
+
+        # -- backwards
+        torch.mm(self.error.mT, o, out=g["unembed"])
+        torch.mm(self.error, w["unembed"], out=do)
+        torch.mm(do.mT, h, out=g["fc2"])
+        torch.sum(do, 0, out=g["fc2.bias"])
+        torch.mm(do, w["fc2"], out=dh)
+        torch.ops.aten.threshold_backward.grad_input(dh, h, 0, grad_input=dh)  # zero where the ReLU was
+        torch.mm(dh.mT, r, out=g["fc1"])
+        torch.sum(dh, 0, out=g["fc1.bias"])
+        torch.addmm(do, dh, w["fc1"], out=dr)
+        torch.mm(dr.mT, z, out=g["out_proj"])
+        torch.mm(dr, w["out_proj"], out=self.dz)
+        torch.sum(dr, 0, out=self.dend)
+
+        # to the weights of the attention, through its softmax to the scores, and to the values
+        dz = self.dz.view(1, n, H, k)
+        torch.mul(v4, dz, out=products)
+        torch.sum(products, -1, out=self.dinputs.view(3, n, H))
+        dscores = torch._softmax_backward_data(self.dinputs.view(3, n * H), a, 0, a.dtype).view(3, n, H)
+        torch.mul(a4, dz, out=products)
+        for pairs, table in ((self.products.view(3, n, -1), self.dv), (dscores, self.ds)):
+            torch.mm(self.sum_x, pairs[0], out=table[:p])
+            torch.mm(self.sum_y, pairs[1], out=table[p : 2 * p])
+            torch.sum(pairs[2], 0, out=table[2 * p])
+
+        torch.mm(self.dv.mT, t, out=g["v_proj"])
+        torch.mm(self.ds.mT, t, out=self.du)
+        torch.bmm(self.by_head["q"].mT, self.by_head["du"], out=self.gk)
+        torch.bmm(self.wk, self.by_head["du"].mT, out=self.dq.view(H, k, 1))
+        self.dq.mul_(self.scale)
+        torch.mm(self.dq.unsqueeze(1), end.unsqueeze(0), out=g["q_proj"])
+
+        dt, dend = self.dt, self.dt[2 * p]
+        torch.mm(self.dv, w["v_proj"], out=dt).addmm_(self.ds, self.u)
+        dend.add_(self.dend).addmv_(w["q_proj"].mT, self.dq)
+        torch.add(dt[:p], dt[p : 2 * p], out=g["embed"][:p])
+        g["embed"][p].copy_(dend)
+        torch.sum(dt[:p], 0, out=g["position"][0])
+        torch.sum(dt[p : 2 * p], 0, out=g["position"][1])
+        g["position"][2].copy_(dend)
 
 
 class ModularTransformer(torch.nn.Module):

@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from grokutils.experiment import data as data_sets
+from grokutils.experiment.traits import data_traits
 from grokutils.paper.harmful_traps.prototypes import prototype, similarity
 from grokutils.records.study import Study
 from grokutils.spectra.harm import probes_like
@@ -65,11 +66,11 @@ def kept_networks(data: Study, member: int, steps=None) -> list[Network]:
 
     Raises
     ------
-    ValueError : the study is not of a perceptron, or holds no weights.
+    ValueError : the network has not learnt images, or the study holds no weights.
     DataError : the images cannot be had.
     """
-    if data.config.model != "mlp":
-        raise ValueError(f"images are shown to perceptrons; {data.name} is a {data.config.model}.")
+    if data_traits(data.config.dataset).image_shape is None:
+        raise ValueError(f"{data.name} has learnt no images that could be shown: its data are {data.config.dataset}.")
     saved = data.record.steps_saved
     if not saved:
         raise ValueError(f"{data.name} holds no weights.")
@@ -81,7 +82,7 @@ def kept_networks(data: Study, member: int, steps=None) -> list[Network]:
     for step in steps:
         weights = data.record.weights(step, member)
         if all(np.isfinite(w).all() for w in weights.values()):
-            found.append(Network(member, step, weights, data.record.as_module(weights), sets))
+            found.append(Network(member, step, weights, data.record.model(step, member), sets))
     return found
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from grokutils.experiment import data
+from grokutils.experiment.traits import ModelTraits, model_traits
 from grokutils.records import files
 from grokutils.records.record import Record
 from grokutils.spectra.harm import js_divergences, probes_like
@@ -33,6 +34,7 @@ from grokutils.spectra.interventions import (
     remove_trap,
     traps_in,
 )
+from grokutils.spectra.measure import matrices
 from grokutils.util import paths
 from grokutils.util.blas import one_torch_thread
 from grokutils.util.columns import INTERVENTIONS
@@ -146,10 +148,10 @@ def _network(source: Record, step: int, member: int, put_in: bool) -> list[dict]
         return []
     network = source.config.networks[member]
     sets = data.load(source.config, network.seed)
-    module = source.as_module(weights)
+    module = source.model(step, member)
     where = {"step": step, "member": member, "seed": network.seed, "weight_decay": network.weight_decay}
-    found = list(_interventions(weights, source.config.model, member, put_in))
-    probes = probes_like(sets.x_train, "tokens" if sets.image_shape is None else "gaussian")
+    found = list(_interventions(weights, model_traits(source.config.model), member, put_in))
+    probes = probes_like(sets.x_train, "tokens" if sets.x_train.dtype.kind == "i" else "gaussian")
     all_edits = [edits for _, edits in found]
     divergences = js_divergences(module, all_edits, probes, most=_MOST_PROBES, seed=member)
     examples = [(_inputs(module, x), y) for x, y in ((sets.x_train, sets.y_train), (sets.x_test, sets.y_test))]
@@ -179,9 +181,10 @@ def _right(module: torch.nn.Module, x: torch.Tensor, y: np.ndarray) -> np.ndarra
         return module(x).argmax(dim=1).numpy() == y
 
 
-def _interventions(weights, model: str, seed: int, put_in: bool) -> Iterator[tuple[dict, list[Edit]]]:
+def _interventions(weights, model: ModelTraits, seed: int, put_in: bool) -> Iterator[tuple[dict, list[Edit]]]:
     """What a row of the table is called, and what is done. Places and directions differ from member to member."""
-    layers = hidden_layers(weights) if model == "mlp" else [n.removesuffix(".weight") for n in weights if n.endswith(".weight")]
+    layers = [name.removesuffix(".weight") for name in matrices(weights)]
+    layers = layers if model.follows_last else layers[:-1]
     together: dict[str, list[Edit]] = {operation: [] for operation in REMOVALS}
     for layer in layers:
         W = layer_matrix(weights, layer)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from grokutils.experiment.traits import model_traits
 from grokutils.paper.harmful_traps.intervention_study import best_steps, hidden_layers
 from grokutils.records import files
 from grokutils.records.record import Record
@@ -76,7 +77,7 @@ def make_regrowth(source: Record, steps: int = 10_000, members: int = 6, progres
     ValueError : a record without saved weights, or one of another architecture.
     RecordError : a damaged record, or a file that cannot be written.
     """
-    if source.config.model != "mlp":
+    if not model_traits(source.config.model).perceptron:
         raise ValueError(f"the traps of a perceptron are followed; {source.name} is a {source.config.model}.")
     if not any(step > 0 for step in source.steps_saved):
         raise ValueError(f"{source.name} has no saved weights to train on from.")

@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from grokutils.experiment.config import RunConfig
+from grokutils.experiment.traits import data_traits
 from grokutils.paper.judge.published import TABLE_STEPS
 from grokutils.records.phases import PHASES
 from grokutils.records.study import Study
@@ -59,8 +60,8 @@ class Source:
 
     @cached_property
     def horizon(self) -> int:
-        """Steps of the whole experiment, which is the recipe's own number."""
-        return RunConfig.recipe(self.recipe).steps
+        """Steps of the whole experiment, which is the recipe's own number; of a network of the reader's own, the run's."""
+        return RunConfig.recipe(self.recipe).steps if self.study.config.own is None else self.study.config.steps
 
     @property
     def ended(self) -> bool:
@@ -111,6 +112,8 @@ class Source:
         own, table = self.study.metrics, self.study.measures
         if where == "network" and column in own:
             return own[own.member == member].set_index("step")[column].sort_index()
+        if (column, where) not in table:
+            raise NotMeasured(f"{self.name} has no {column} of {where}")
         return table.xs(member, level="member")[column, where]
 
 
@@ -170,7 +173,7 @@ def way_to_chance(source: Source) -> pd.Series:
     """How much of the way from the best test accuracy down to chance was gone by the end."""
     source.until_the_end()
     config, known = source.study.config, source.study.networks
-    chance = 0.1 if config.model == "mlp" else 1 / config.p
+    chance = 1 / (data_traits(config.dataset).classes(config) or np.inf)
     return (known.best - known.final) / (known.best - chance).clip(lower=1e-9)
 
 

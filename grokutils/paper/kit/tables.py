@@ -157,9 +157,10 @@ def _row(quantity: str, data: Study, phase: str, values: pd.Series, digits: int)
         text += f" ± {deviation:.{digits}f}"
     if len(found) < len(values):
         text += f" ({len(found)} of {len(values)})"
-    changed = " (changed)" if data.recipe_changes else ""
+    recorded = data.config.own is not None and data.config.own.recorded
+    recipe = data.recipe if recorded else data.config.recipe_name + (" (changed)" if data.recipe_changes else "")
     source = f"{data.place} at the paper's steps" if data.fixed_steps is not None else (
-        f"{data.place}: {data.config.recipe_name}{changed}, {data.seeds}"
+        f"{data.place}: {recipe}, {data.seeds}"
     )  # fmt: skip
     return {
         "quantity": NAMES.get(quantity, quantity), "source": source, "phase": phase, "mean": mean, "spread": deviation,

@@ -58,11 +58,11 @@ class Planted:
 def to_mxfp4(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Blocks (rows, columns / 32, 16) of two codes a byte, the lower half first, and scales (rows, columns / 32).
 
-    >>> from_mxfp4(*to_mxfp4(np.arange(32.0)[None]))[0, -5:].tolist()
-    [24.0, 32.0, 32.0, 32.0, 32.0]
+    >>> from_mxfp4(*to_mxfp4(np.arange(32.0)[None]))[0, [4, 11, 23, 31]].tolist()
+    [4.0, 12.0, 24.0, 24.0]
 
-    The exponent of a block is that of its largest number less 2, as the standard has it (OCP Microscaling Formats 1.0, section 6.3);
-    numbers are rounded to the nearest of the 15 that four bits can be.
+    The exponent of a block is that of its largest number less 2, as the standard has it (OCP Microscaling Formats 1.0, section 6.3), so
+    what is largest may be cut by up to a quarter; numbers are rounded to the nearest of the 15 that four bits can be.
     """
     rows, columns = W.shape
     if columns % _BLOCK:

@@ -131,7 +131,8 @@ def fingerprints(
         axes.set_ylabel(label)
         if column.startswith("alpha"):
             axes.axhline(2, color="0.4", lw=1, ls="--")
-    grid[0, 0].legend(fontsize=6.5, frameon=False)
+    if grid[0, 0].lines:
+        grid[0, 0].legend(fontsize=6.5, frameon=False)
     made.supxlabel(_LABELS[by], fontsize=9)
     return made
 
@@ -169,7 +170,8 @@ def repairs(rows: pd.DataFrame, names: Sequence[str], columns: Sequence[tuple[st
             axes.axhline(grokked[column].median(), color=_CONTROL, ls=":", lw=1)
         axes.set_title(label, fontsize=9)
         axes.invert_xaxis()
-    panels[0, 0].legend(fontsize=6, frameon=False, loc="lower right")
+    if panels[0, 0].get_legend_handles_labels()[0]:
+        panels[0, 0].legend(fontsize=6, frameon=False, loc="lower right")
     made.supxlabel("norm of the matrices / their largest on the path", fontsize=9)
     return made
 
@@ -192,7 +194,8 @@ def on_the_line(lines: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.axvline(1, color="0.6", lw=0.8)
         axes.set(xlabel="way from the fork (0) to the end of the path (1)", ylabel=column.replace("_", "ing ", 1)
                  if column.startswith("train") else "test accuracy")  # fmt: skip
-    panels[0].legend(fontsize=6.5, frameon=False, loc="lower left")
+    if panels[0].lines:
+        panels[0].legend(fontsize=6.5, frameon=False, loc="lower left")
     return made
 
 

@@ -55,6 +55,7 @@ Weights = dict[str, np.ndarray]
 def grokked(path: Path, seed: int, step: int | None = None) -> Weights:
     """Weights of a seed where a path begins, or at another step of its record.
 
+    >>> from grokutils.paper.mechanism.conditions import condition
     >>> grokked(condition("adam"), 0)["fc1.weight"].shape
     (100, 64)
     """
@@ -65,6 +66,7 @@ def grokked(path: Path, seed: int, step: int | None = None) -> Weights:
 def config_of(path: Path, seed: int) -> RunConfig:
     """The configuration of its record's network of a seed, with the changes of a path.
 
+    >>> from grokutils.paper.mechanism.conditions import condition
     >>> config_of(condition("lr-half"), 0).learning_rate
     0.005
     """

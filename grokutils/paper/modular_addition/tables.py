@@ -80,7 +80,7 @@ def _matrices(data: Study) -> pd.DataFrame:
     ------
     ValueError : a run of another architecture.
     """
-    if data.config.model != "transformer":
+    if not set(MODULAR_MATRICES.values()) <= set(data.diagnostics.layer):
         raise ValueError(f"{data.place} must be a run of the transformer (recipe modular); it is one of the {data.config.model}.")
     return data.diagnostics[data.diagnostics.layer.isin(MODULAR_MATRICES.values())]
 
