@@ -76,6 +76,7 @@ def course(record: Record, member: int = 0, first: int = 0, last: int | None = N
     panels[1].axhline(LOST, color="0.35", ls="--", lw=1)
     panels[1].set_ylabel("smallest\nmargin")
     panels[1].set_yscale("symlog", linthresh=20)
+    panels[1].set_yticks([-100, -20, 0, 20], ["−100", "−20", "0", "20"])
     panels[2].set(yscale="log", ylabel="loss")
     panels[3].set(ylabel="norm", xlabel="optimisation step")
     return made

@@ -20,7 +20,7 @@ from grokutils.records.files import RecordError
 from grokutils.records.record import Record
 from grokutils.util import paths
 
-__all__ = ["by_condition", "by_network", "falls", "records"]
+__all__ = ["by_condition", "by_network", "falls", "printed_grid", "records"]
 
 #: A network has generalised at this test accuracy; has fallen so far below its best; is back so near to it; and
 #: knows its training set at this training accuracy.
@@ -80,7 +80,8 @@ def records() -> Iterator[tuple[grid.Part, grid.Recipe, Record]]:
 def by_network(found: Iterable[tuple[grid.Part, grid.Recipe, Record]] | None = None) -> pd.DataFrame:
     """A row for each network of the grid.
 
-    Columns: ``p`` and the recipe (``loss_dtype, beta2, weight_decay, learning_rate``), ``seed``, ``steps`` (taken so far);
+    Columns: ``p`` and the recipe (``loss_dtype, beta2, weight_decay, learning_rate``), ``run``, ``member``, ``seed``,
+    ``steps`` (taken so far);
     ``generalised`` (the first step at 0.95, NaN: never) and ``best``; of the `falls` their number ``falls``,
     how many ``known`` (the training accuracy stayed at 0.99 at all measured steps), ``lasting``, the median ``depth`` and
     ``duration``, the ``deepest``; ``below``: share of the time since it generalised spent in falls; mean and standard deviation ``test_mean``,
@@ -95,7 +96,8 @@ def by_network(found: Iterable[tuple[grid.Part, grid.Recipe, Record]] | None = N
         diagnostics = record.table("diagnostics") if analysed else pd.DataFrame()
         for (member, seed), own in metrics.groupby(["member", "seed"]):
             values = {name: getattr(recipe, name) for name in ("loss_dtype", "beta2", "weight_decay", "learning_rate")}
-            rows.append({"p": part.base.p} | values | {"seed": seed} | _network(own) | _spectra(diagnostics, member, own))
+            where = {"run": f"{part.out}/{recipe.name}", "member": member, "seed": seed}
+            rows.append({"p": part.base.p} | values | where | _network(own) | _spectra(diagnostics, member, own))
     return pd.DataFrame(rows)
 
 
@@ -138,3 +140,24 @@ def by_condition(networks: pd.DataFrame) -> pd.DataFrame:
         train_worst=pd.NamedAgg("train_worst", "min"), margin=median("margin"),
         alpha_then=median("alpha_then"), alpha_now=median("alpha_now"), traps=median("traps"),
     ).reset_index()  # fmt: skip
+
+
+def printed_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """`by_condition` as a reader sees it."""
+
+    def arrow(row: pd.Series) -> str:
+        return "" if np.isnan(row.alpha_then) else f"{row.alpha_then:.2f} → {row.alpha_now:.2f}"
+
+    def number(values: pd.Series, style: str) -> pd.Series:
+        return values.map(lambda x: "" if np.isnan(x) else format(x, style))
+
+    return pd.DataFrame({
+        "p": table.p, "loss in": table.loss_dtype, "β₂": table.beta2.map("{:g}".format),
+        "weight decay": table.weight_decay.map("{:g}".format), "learning rate": table.learning_rate.map("{:g}".format),
+        "steps": table.steps.map("{:,.0f}".format),
+        "generalise": [f"{a} of {b}" for a, b in zip(table.generalising, table.networks, strict=True)],
+        "falls": table.falls, "training set known": table.known, "lasting": table.lasting,
+        "deepest": number(table.deepest, ".2f"), "steps a fall": number(table.duration, ".0f"),
+        "worst training accuracy": number(table.train_worst, ".2f"),
+        "α": table.apply(arrow, axis=1), "traps": number(table.traps, ".1f"),
+    })  # fmt: skip
