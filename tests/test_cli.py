@@ -314,7 +314,7 @@ def test_the_command_fails_without_a_traceback():
 def test_help(capsys):
     status, out, complaint = outcome(capsys, "--help")
     assert (status, complaint) == (0, "") and out.startswith("usage: grokutils")
-    commands = re.findall(r"^    (\w+)", out, re.M)
+    commands = re.findall(r"^    ([\w-]+)", out, re.M)
     assert {"train", "diagnose", "list", "show", "publish", "causes", "interventions", "claims"} <= set(commands)
     for name in commands:
         status, details, _ = outcome(capsys, name, "--help")
