@@ -40,7 +40,7 @@ with torch.no_grad():
 save_file(weights, "x.safetensors")
 inputs = torch.from_numpy(rng.normal(size=(100, 60)).astype(np.float32))
 frames = [diagnose(model, shuffles=3, harmful=True, inputs=inputs), diagnose("x.safetensors", shuffles=3)]
-monitor = Monitor(model, every=2, log="x.jsonl")
+monitor = Monitor(model, every=2, log="x.jsonl", alarms="traps")
 try:
     for _ in range(4):
         monitor.step()
