@@ -168,8 +168,6 @@ def _train_arguments(t: argparse.ArgumentParser) -> None:
     t.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     t.add_argument("--saves", type=int, default=SAVES_PER_DECADE, metavar="N",
                    help=f"steps per decade at which weights are saved (default {SAVES_PER_DECADE})")  # fmt: skip
-    t.add_argument("--measure-every", type=int, metavar="N",
-                   help="measure at all multiples of it as well as at log-spaced steps, for what is short and late")  # fmt: skip
     t.add_argument("--quiet", action="store_true", help="no progress bar")
     group = t.add_argument_group("hyperparameters (defaults: the recipe's)")
     for name, meaning, allowed in hyperparameters():
@@ -194,7 +192,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     result = train(
         config, arguments.out, device=arguments.device, threads=arguments.threads,
-        progress=not arguments.quiet, saves_per_decade=arguments.saves, measure_every=arguments.measure_every,
+        progress=not arguments.quiet, saves_per_decade=arguments.saves,
     )  # fmt: skip
     _print(result)
     return 0

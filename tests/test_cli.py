@@ -123,13 +123,6 @@ def test_several_seeds_and_decays_are_members_of_one_run(capsys):
     assert sorted(map(tuple, pairs.to_numpy())) == [(0, 0.0), (0, 0.01), (3, 0.0), (3, 0.01)]
 
 
-def test_what_is_measured_between_log_steps(capsys):
-    assert outcome(capsys, "train", *QUICK, "--measure-every", "7", "--out", "x")[0] == 0
-    assert {7, 14, 21, 28} <= set(load_record("x").metrics.step)
-    status, _, said = outcome(capsys, "train", *QUICK, "--measure-every", "0", "--out", "y")
-    assert status == 1 and "measure_every must be a whole number of at least 1; got 0." in said
-
-
 def test_a_longer_run_goes_on_and_a_shorter_one_is_there_already(capsys, runs):
     outcome(capsys, "train", *QUICK, "--out", "x")
     before = (runs / "x" / "provenance.json").read_bytes()

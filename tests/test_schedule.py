@@ -64,5 +64,5 @@ def test_bad_numbers_are_refused(value):
         log_spaced(100, value)
     with pytest.raises(ValueError, match="per_decade"):
         log_spaced(100, 0)
-    with pytest.raises(ValueError, match=r"^measure_every must be a whole number of at least 1; got .+\.$"):
+    with pytest.raises(ValueError, match=r"^interval must be a whole number of at least 1; got .+\.$"):
         every(100, value)
