@@ -199,7 +199,7 @@ def test_nearness_finds_a_network_that_knows_what_is_near_to_its_class(digits, m
 
 def test_only_perceptrons_with_weights_are_shown_images(found, tmp_path):
     record = train(RunConfig.recipe("modular", p=5, d_model=8, d_mlp=8, steps=1), "m", progress=False)
-    with pytest.raises(ValueError, match="has learnt no images"):
+    with pytest.raises(ValueError, match="m has learnt no images that could be shown: its data are modular-addition"):
         kept_networks(study(record.folder, progress=False, shuffles=1), 0)
 
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kills import killed_after
 from torch import nn
 
 from grokutils import ConfigError, DataError, RecordError, RunConfig, load_record, train
@@ -173,13 +173,7 @@ train(express(steps={steps}), sys.argv[1], model=Net, progress=False, autosave=0
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     script = SCRIPT.format(tests=str(ROOT / "tests"), steps=900)
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "x")], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (tmp_path / "x" / "provenance.json").is_file() and load_record(tmp_path / "x").step > 100:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after(process, tmp_path / "x", 100)
     assert process.returncode == -signal.SIGKILL and 100 < load_record(tmp_path / "x").step < 900
     options = dict(model=Net, progress=False, measures_per_decade=2)
     rest = train(express(steps=900), tmp_path / "x", **options)

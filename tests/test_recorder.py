@@ -1,15 +1,14 @@
 """A record that another loop wrote: read, analysed and drawn like any other; resumed; and what is refused."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kills import killed_after
 from torch import nn
 
 from grokutils import DataError, RecordError, RunConfig, load_record, train
@@ -165,13 +164,7 @@ def test_a_killed_loop_leaves_a_record_that_goes_on(tmp_path):
         [sys.executable, "-c", SCRIPT.format(tests=str(ROOT / "tests")), str(tmp_path / "x")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (tmp_path / "x" / "provenance.json").is_file() and load_record(tmp_path / "x").step > 30:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after(process, tmp_path / "x", 30)
     record = load_record(tmp_path / "x")
     reached = record.step
     assert not record.complete and record.metrics.step.max() == reached >= 30 and record.weights(record.steps_saved[-1])

@@ -225,27 +225,23 @@ def _modular_addition(config: RunConfig, seed: int) -> Dataset:
     )
 
 
+def _of_scikit_learn(loader: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn import datasets  # slow to import, and only these need it
+    except ModuleNotFoundError:
+        raise DataError(f"{what} with scikit-learn, which is not installed; `pip install 'grokutils[paper]'` brings it.") from None
+    return getattr(datasets, loader)(return_X_y=True)
+
+
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray, str]:
-    try:
-        from sklearn.datasets import load_digits  # slow to import, and only this recipe needs it
-    except ModuleNotFoundError:
-        raise DataError("the small digits come with scikit-learn, which is not installed; `pip install "
-                        "'grokutils[paper]'` brings it.") from None  # fmt: skip
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = _of_scikit_learn("load_digits", "the small digits come")
     return images / 16.0, labels.astype(np.int64), "scikit-learn's embedded digits (8 x 8 pixels)"
 
 
 @functools.cache
 def _breast_cancer() -> tuple[np.ndarray, np.ndarray, str]:
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ModuleNotFoundError:
-        raise DataError("the table of breast cancers comes with scikit-learn, which is not installed; `pip install "
-                        "'grokutils[paper]'` brings it.") from None  # fmt: skip
-
-    x, labels = load_breast_cancer(return_X_y=True)
+    x, labels = _of_scikit_learn("load_breast_cancer", "the table of breast cancers comes")
     return (x - x.mean(0)) / x.std(0), labels.astype(np.int64), "scikit-learn's breast cancer table, standardised"
 
 
